@@ -1,0 +1,67 @@
+"""Names and help texts of every Prometheus metric, by the program that exports it.
+
+Dashboards, alerts and the operator's queries use these names; a test holds them to this list. Base units only
+(seconds, joules, watts, hertz, celsius); counters end in ``_total`` (prometheus-client appends it itself, so the
+constants of counters here carry the full exported name). Standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Labels of all per-GPU and per-rank series of the agent.
+RANK_LABELS: Final = ("namespace", "job", "pipeline", "stage", "tensor_rank", "pod", "gpu")
+# Labels of the series that only the rank of stage 0, tensor rank 0 of each pipeline has.
+PIPELINE_LABELS: Final = ("namespace", "job", "pipeline", "pod")
+
+AGENT_METRICS: Final[dict[str, str]] = {
+    "perseus_pipeline_seconds": (
+        "Time of the pipeline's last iteration, from the first forward's begin to the last backward's end on stage 0 "
+        "(labels PIPELINE_LABELS)."
+    ),
+    "perseus_pipeline_iteration": "Index of the iteration that the pipeline is in (labels PIPELINE_LABELS).",
+    "perseus_pipeline_iteration_begin_timestamp_seconds": (
+        "Wall-clock time at which the pipeline's current iteration began (labels PIPELINE_LABELS)."
+    ),
+    "perseus_iteration_seconds": "Duration of the rank's last whole iteration, synchronisation included.",
+    "perseus_iterations_total": "Iterations that the rank has finished.",
+    "perseus_gpu_energy_joules_total": "Energy of the GPU over finished iterations, from NVML's counter.",
+    "perseus_gpu_baseline_joules_total": (
+        "Energy that the same iterations would have cost unlocked: measured energy of an unlocked iteration plus "
+        "blocking power times the time beyond the unlocked duration. Label source: measured or predicted."
+    ),
+    "perseus_gpu_baseline_iteration_joules": "Measured energy of one unlocked iteration of this GPU.",
+    "perseus_gpu_baseline_iteration_seconds": "Measured duration of one unlocked iteration of this GPU.",
+    "perseus_gpu_clock_requested_hertz": "SM clock that the agent has locked; 0 when unlocked.",
+    "perseus_gpu_clock_held_hertz": "SM clock that the device reports.",
+    "perseus_gpu_power_watts": "Power draw that the device reports.",
+    "perseus_gpu_temperature_celsius": "GPU temperature that the device reports.",
+    "perseus_gpu_clock_event_active": "1 for each clock event reason that the device reports. Label reason.",
+    "perseus_clock_changes_total": "Successful NVML clock lock and reset calls for this GPU.",
+    "perseus_plan_generation_accepted": "Newest plan generation that the agent holds for this rank.",
+    "perseus_plan_generation_active": "Plan generation that sets this rank's clocks now; 0 when none.",
+    "perseus_plans_late_total": "Plan changes made after the iteration that the plan named.",
+    "perseus_plans_rejected_total": "Plans refused by the agent. Labels namespace, job, reason.",
+    "perseus_mismatches_total": "Iterations in which the trainer did not follow the plan's order.",
+    "perseus_leases": "Open trainer connections (no labels).",
+    "perseus_locks": "GPUs on this node that the agent holds locked (no labels).",
+    "perseus_lease_refusals_total": "Connections that the agent refused. Label reason.",
+    "perseus_nvml_errors_total": "NVML calls that failed. Labels gpu, error.",
+    "perseus_boundary_to_call_seconds": "Histogram: from a boundary message's receipt to the end of its NVML call.",
+    "perseus_agent_build_info": "1. Label version.",
+}
+
+OPERATOR_METRICS: Final[dict[str, str]] = {
+    "perseus_job_plan_generation": "Generation of the plan last written. Labels namespace, job.",
+    "perseus_job_planned_iteration_seconds": ("Pipeline time that the plan predicts. Labels namespace, job, pipeline."),
+    "perseus_job_straggler_slowdown_ratio": (
+        "Slowest pipeline's time over the planned time while a straggler is acted on; else 1. Labels namespace, job."
+    ),
+    "perseus_job_predicted_savings_ratio": "Savings that the plan predicts (a prediction). Labels namespace, job.",
+    "perseus_operator_reconcile_seconds": "Histogram: duration of a reconcile.",
+    "perseus_operator_reconciles_total": "Reconciles. Label outcome: settled, waiting, refused, failed.",
+    "perseus_operator_api_writes_total": "Writes to the Kubernetes API. Labels kind, verb.",
+    "perseus_operator_replans_total": "Plan generations pushed. Label reason: initial, straggler, recovery, restart.",
+    "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
+    "perseus_operator_build_info": "1. Label version.",
+}

@@ -1,0 +1,116 @@
+"""The plan document: what the operator pushes and the agents obey.
+
+JSON, versioned, checksummed, bounded, no code. One plan ConfigMap belongs to one PerseusJob and lives in the operator's
+namespace. Generations only grow; a generation names the first training iteration that it holds for, so that all stages
+of a pipeline change together wherever they run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from perseus_api.encoding import decode, encode, validated
+from perseus_api.frontier import Joules, Megahertz, Order, Seconds, check_clocks
+
+SCHEMA_VERSION = 1
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class JobReference(_Document):
+    """The PerseusJob that a plan belongs to."""
+
+    namespace: Annotated[str, Field(min_length=1, max_length=63)]
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    uid: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class Variant(_Document):
+    """One assignment of clocks to a pipeline; each pipeline of the job runs one of the plan's variants.
+
+    Attributes:
+        name: ``fastest`` (no slowdown), ``objective`` or ``stretched`` (to a straggler's time).
+        iteration_seconds: predicted pipeline time at the profile's real times.
+        iteration_joules: predicted energy of the pipeline's GPUs (one of each stage) in one iteration.
+        clocks: by stage, MHz for each instruction of the stage's order; 0 where it has no clock.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=32)]
+    iteration_seconds: Seconds
+    iteration_joules: Joules
+    clocks: tuple[tuple[Megahertz, ...], ...]
+
+
+class Baseline(_Document):
+    """What savings are counted against when no unlocked iteration was measured: then it is a prediction.
+
+    Attributes:
+        iteration_seconds: predicted unlocked pipeline time.
+        stage_joules: predicted energy by stage of one GPU in one unlocked iteration.
+        blocking_power_watts: of one GPU waiting in communication.
+    """
+
+    iteration_seconds: Seconds
+    stage_joules: tuple[Joules, ...]
+    blocking_power_watts: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+
+
+class Plan(_Document):
+    """A job's plan.
+
+    Attributes:
+        job: the job it belongs to; an agent serves it to no other.
+        generation: grows with every change.
+        first_iteration: training iteration from which it holds.
+        order: by stage, the letters of its instructions in order of execution.
+        variants: the assignments of clocks in use.
+        pipelines: for each data-parallel pipeline, the index of its variant.
+        tensor_parallel: GPUs of a stage; all of them run the same clocks.
+        baseline: reference of savings.
+    """
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    job: JobReference
+    generation: Annotated[int, Field(ge=1, le=2**53)]
+    first_iteration: Annotated[int, Field(ge=0, le=2**53)]
+    order: Annotated[tuple[Order, ...], Field(min_length=1, max_length=256)]
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=64)]
+    pipelines: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=65_536)]
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    baseline: Baseline
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        for variant in self.variants:
+            check_clocks(self.order, variant.clocks)
+        if max(self.pipelines) >= len(self.variants):
+            raise ValueError(f"pipelines names variant {max(self.pipelines)}; there are {len(self.variants)}")
+        if len(self.baseline.stage_joules) != len(self.order):
+            raise ValueError(f"baseline.stageJoules must have one entry for each of {len(self.order)} stages")
+        return self
+
+    def clocks_of(self, pipeline: int, stage: int) -> tuple[int, ...]:
+        """Return the clocks in MHz of one stage of one pipeline, one for each instruction of `order`.
+
+        Raises:
+            IndexError: the plan has no such pipeline or stage.
+        """
+        return self.variants[self.pipelines[pipeline]].clocks[stage]
+
+    def encode(self) -> bytes:
+        """Return the bytes for the plan ConfigMap's binaryData."""
+        return encode(self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Plan:
+        """Load and check a plan.
+
+        Raises:
+            DocumentError: damaged, too large or not valid.
+        """
+        return validated(cls, decode(data, "plan"), "plan")

@@ -1,0 +1,58 @@
+# The project's commands. `make help` lists them; README.md explains the two that a newcomer needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON_BIN := .venv/bin/python
+FAST_TESTS := -m "not cluster"
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.installed: pyproject.toml scripts/venv
+	@scripts/venv
+	@touch $@
+
+.PHONY: venv
+venv: .venv/.installed ## Create the development environment
+
+.PHONY: native
+native: ## Compile the simulated NVML library
+	@$(MAKE) --no-print-directory -s -C simulator/native
+
+.PHONY: demo
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved
+	@$(PYTHON_BIN) -m demo
+
+.PHONY: up
+up: venv ## The cluster with the operator, simulated GPUs and Prometheus
+	@$(PYTHON_BIN) -m testbed.installation
+
+.PHONY: down
+down: venv ## Stop the cluster and leave no trace
+	@$(PYTHON_BIN) -m testbed down
+
+.PHONY: test
+test: venv native ## Every test, on the real parts (root, Go >= 1.26)
+	@$(PYTHON_BIN) -m testbed check
+	@$(PYTHON_BIN) -m pytest
+
+.PHONY: test-fast
+test-fast: venv native ## The tests that need no cluster, under 3 minutes
+	@$(PYTHON_BIN) -m pytest $(FAST_TESTS)
+
+.PHONY: lint
+lint: venv ## ruff, mypy --strict, import layers
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo
+	@.venv/bin/lint-imports
+
+.PHONY: bench
+bench: venv ## Benchmarks; figures go to build/bench
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks
+
+.PHONY: crds
+crds: ## Copy the CRD into the chart
+	@mkdir -p charts/perseus-operator/crds
+	@cp crds/*.yaml charts/perseus-operator/crds/

@@ -1,0 +1,275 @@
+"""The story of the demonstration, top-down: apply, optimise, run, straggle, recover, delete.
+
+Every step acts through the doors that users have (kubectl, helm) and observes through metrics pages; the only thing
+that a user could not do is to heat a simulated GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from demo.figures import Phase, iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
+from demo.narration import Narrator
+from demo.observation import Recorder, Sample
+from demo.report import Report, StragglerFigures
+from perseus_api import names
+from perseus_api.frontier import Frontier
+from testbed.installation import Installation
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt3-175b"
+JOB = "gpt3-175b"
+STAGES, PIPELINES = 8, 2
+HEALTHY_PIPELINE, HOT_PIPELINE, HOT_STAGE, HOT_SLOWDOWN = 0, 1, 7, 1.2
+PLANNED_ITERATIONS, STRAGGLER_ITERATIONS, RECOVERED_ITERATIONS = 10, 6, 5
+SLOW_RATIO = 1.03  # a pipeline time above this multiple of the planned one is the straggler's (the job's enterPercent)
+START_TIMEOUT_SECONDS = 180.0
+REACTION_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass
+class Run:
+    """What a run brought: the report, and the recording for the picture."""
+
+    report: Report
+    samples: list[Sample]
+    events: list[tuple[float, str]]
+
+
+def run_scenario(installation: Installation, narrator: Narrator, namespace: str = "default") -> Run:
+    """Play the whole story on a cluster that has the operator and 16 simulated GPUs.
+
+    Raises:
+        TimeoutError: something that should happen did not; the text says what.
+    """
+    with Recorder(lambda: installation.read_sample(namespace, JOB)) as recorder:
+        story = _Story(installation, narrator, namespace, recorder)
+        story.apply()
+        baseline = story.run_unlocked()
+        planned = story.run_planned(baseline)
+        straggler, reaction = story.heat_a_gpu(baseline, planned)
+        recovered, recovery = story.cool_the_gpu(planned)
+        frontier = story.frontier()
+        clock_changes = int(sum(rank.clock_changes for rank in recorder.samples[-1].ranks.values()))
+        locks_left, objects_left = story.delete()
+    fast_plan = frontier.plans[0]
+    report = Report(
+        kubernetes=installation.kubernetes_version(),
+        gpus=STAGES * PIPELINES,
+        time_scale=1.0,
+        scrape_interval_seconds=installation.scrape_interval_seconds,
+        phases=(baseline, planned, straggler, recovered),
+        bound_savings_percent=savings_percent(fast_plan.bound_joules, frontier.fastest.iteration_joules),
+        predicted_savings_percent=savings_percent(fast_plan.iteration_joules, frontier.fastest.iteration_joules),
+        straggler=StragglerFigures(
+            injected_slowdown=HOT_SLOWDOWN,
+            pipeline_slowdown=reaction.pipeline_seconds / reaction.pipeline_seconds_before,
+            detected_after_seconds=reaction.detected_seconds,
+            all_agents_after_seconds=reaction.accepted_seconds,
+            all_gpus_after_seconds=reaction.active_seconds,
+            injection_to_all_agents_seconds=reaction.from_cause_seconds,
+            savings_percent=savings_percent(
+                straggler.pipeline_joules[HEALTHY_PIPELINE],
+                stretched_baseline_joules(
+                    baseline, HEALTHY_PIPELINE, straggler.iteration_seconds, STAGES, frontier.blocking_power_watts
+                ),
+            ),
+            recovery_detected_after_seconds=recovery.detected_seconds,
+            recovery_all_agents_after_seconds=recovery.accepted_seconds,
+        ),
+        locks_left=locks_left,
+        objects_left=objects_left,
+        clock_changes=clock_changes,
+    )
+    return Run(report, recorder.samples, story.events)
+
+
+@dataclass(frozen=True)
+class _Reaction:
+    """How a change of a pipeline's speed became a plan; times from the end of the first iteration that shows it."""
+
+    detected_seconds: float
+    accepted_seconds: float
+    active_seconds: float
+    from_cause_seconds: float
+    pipeline_seconds: float
+    pipeline_seconds_before: float
+
+
+@dataclass
+class _Story:
+    installation: Installation
+    narrator: Narrator
+    namespace: str
+    recorder: Recorder
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+    def apply(self) -> None:
+        self.narrator.heading("kubectl apply a PerseusJob: GPT-3 175B, 8 stages x 2 pipelines x 12 microbatches, 1F1B")
+        self.installation.kubectl("apply", "-n", self.namespace, "-k", str(EXAMPLE))
+        seen: dict[str, str] = {}
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            self._tell_conditions(seen)
+            if seen.get("FrontierReady") == "True" and self.recorder.samples and self.recorder.samples[-1].ranks:
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"the job is not optimised and training after {START_TIMEOUT_SECONDS:.0f} s: {seen}")
+
+    def run_unlocked(self) -> Phase:
+        self.narrator.heading("Baseline: the first iterations run unlocked and are measured")
+        first = int(self._job()["status"]["plan"]["firstIteration"])
+        self._wait_for_iteration(first, START_TIMEOUT_SECONDS)
+        return self._told(measure_phase("baseline", self.recorder.samples, 1, first))
+
+    def run_planned(self, baseline: Phase) -> Phase:
+        self.narrator.heading("Planned: every instruction at the clock of the plan, no slowdown")
+        sample = self.recorder.wait_for(
+            "every GPU runs the plan", lambda each: _all_ranks(each, lambda rank: rank.generation_active >= 1), 30
+        )
+        self._happened(sample, "plan")
+        first = max(sample.pipeline_iteration.values()) + 1
+        self._wait_for_iteration(first + PLANNED_ITERATIONS, PLANNED_ITERATIONS * 10.0)
+        phase = measure_phase("planned", self.recorder.samples, first, first + PLANNED_ITERATIONS)
+        return self._told(phase, baseline)
+
+    def heat_a_gpu(self, baseline: Phase, planned: Phase) -> tuple[Phase, _Reaction]:
+        before = self.recorder.samples[-1]
+        gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
+        self.narrator.heading(f"Straggler: {gpu} (pipeline {HOT_PIPELINE}, stage {HOT_STAGE}) gets hot")
+        self.installation.heat(gpu, HOT_SLOWDOWN)
+        limit = before.pipeline_seconds[HOT_PIPELINE] * SLOW_RATIO
+        reaction = self._reaction("hot GPU", "slow", before, lambda seconds: seconds > limit)
+        phase = self._phase("straggler", STRAGGLER_ITERATIONS)
+        self._told(phase, baseline)
+        self.narrator.say(
+            f"the pipelines take {phase.iteration_seconds:.3f} s, {planned.iteration_seconds:.3f} s before; the healthy "
+            f"one uses {savings_percent(phase.pipeline_joules[0], planned.pipeline_joules[0]):.1f} % less than before"
+        )
+        return phase, reaction
+
+    def cool_the_gpu(self, planned: Phase) -> tuple[Phase, _Reaction]:
+        before = self.recorder.samples[-1]
+        gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
+        self.narrator.heading("Recovery: the GPU cools down")
+        self.installation.cool(gpu)
+        limit = (before.pipeline_seconds[HOT_PIPELINE] + planned.iteration_seconds) / 2
+        reaction = self._reaction("GPU cool", "fast", before, lambda seconds: seconds < limit)
+        return self._told(self._phase("recovered", RECOVERED_ITERATIONS), planned), reaction
+
+    def delete(self) -> tuple[int, tuple[str, ...]]:
+        self.narrator.heading("kubectl delete the PerseusJob")
+        self.installation.kubectl("delete", "perseusjob", JOB, "-n", self.namespace, "--timeout=60s")
+        self.installation.kubectl("delete", "-n", self.namespace, "-k", str(EXAMPLE), "--ignore-not-found")
+        deadline = time.monotonic() + 60
+        objects = self.installation.perseus_objects(self.namespace, JOB)
+        while objects and time.monotonic() < deadline:
+            time.sleep(0.5)
+            objects = self.installation.perseus_objects(self.namespace, JOB)
+        locks = len(self.installation.locked_gpus())
+        self.narrator.say(f"locks left: {locks}; objects left: {len(objects)}")
+        return locks, tuple(objects)
+
+    def frontier(self) -> Frontier:
+        """Read the frontier that the optimisation pod wrote."""
+        import base64
+
+        name = names.frontier_config_map_name(JOB)
+        config_map = json.loads(self.installation.kubectl("get", "configmap", name, "-n", self.namespace, "-o", "json"))
+        return Frontier.decode(base64.b64decode(config_map["binaryData"][names.FRONTIER_KEY]))
+
+    def _reaction(self, cause: str, speed: str, before: Sample, shows: Callable[[float], bool]) -> _Reaction:
+        cause_seconds = time.time()
+        self.events.append((cause_seconds, cause))
+        generation = before.operator_generation
+        timeout = REACTION_TIMEOUT_SECONDS
+        shown = self.recorder.wait_for(
+            f"an iteration of pipeline {HOT_PIPELINE} that is {speed}",
+            lambda each: HOT_PIPELINE in each.pipeline_seconds and shows(each.pipeline_seconds[HOT_PIPELINE]),
+            timeout,
+        )
+        detected = self._first("a new plan", shown, lambda each: each.operator_generation > generation)
+        accepted = self._first(
+            "the new plan at every agent",
+            shown,
+            lambda each: _all_ranks(each, lambda rank: rank.generation_accepted > generation),
+        )
+        active = self._first(
+            "the new plan on every GPU",
+            shown,
+            lambda each: _all_ranks(each, lambda rank: rank.generation_active > generation),
+        )
+        self._happened(detected, "replanned")
+        self.narrator.say(
+            f"first {speed} iteration {shown.time_seconds - cause_seconds:.1f} s after the cause; then the operator "
+            f"replanned after {detected.time_seconds - shown.time_seconds:.1f} s, every agent had the plan after "
+            f"{accepted.time_seconds - shown.time_seconds:.1f} s, every GPU ran it after "
+            f"{active.time_seconds - shown.time_seconds:.1f} s"
+        )
+        return _Reaction(
+            detected_seconds=detected.time_seconds - shown.time_seconds,
+            accepted_seconds=accepted.time_seconds - shown.time_seconds,
+            active_seconds=active.time_seconds - shown.time_seconds,
+            from_cause_seconds=accepted.time_seconds - cause_seconds,
+            pipeline_seconds=active.pipeline_seconds[HOT_PIPELINE],
+            pipeline_seconds_before=before.pipeline_seconds[HOT_PIPELINE],
+        )
+
+    def _first(self, what: str, since: Sample, condition: Callable[[Sample], bool]) -> Sample:
+        """Return the first sample not before `since` that meets the condition, waiting for it if need be."""
+        for sample in self.recorder.samples:
+            if sample.time_seconds >= since.time_seconds and condition(sample):
+                return sample
+        return self.recorder.wait_for(what, condition, REACTION_TIMEOUT_SECONDS)
+
+    def _phase(self, name: str, iterations: int) -> Phase:
+        first = max(self.recorder.samples[-1].pipeline_iteration.values()) + 1
+        self._wait_for_iteration(first + iterations, iterations * 10.0)
+        return measure_phase(name, self.recorder.samples, first, first + iterations)
+
+    def _wait_for_iteration(self, iteration: int, timeout_seconds: float) -> None:
+        """Wait until every rank has passed the begin of an iteration."""
+
+        def passed(sample: Sample) -> bool:
+            self.narrator.progress(f"iteration {sample.pipeline_iteration.get(0, '-')} of {iteration}")
+            begins = iteration_begins([sample], 0)
+            return any(each > iteration or (each == iteration and _settled(sample, begins[each])) for each in begins)
+
+        self.recorder.wait_for(f"iteration {iteration}", passed, timeout_seconds)
+
+    def _told(self, phase: Phase, reference: Phase | None = None) -> Phase:
+        text = f"{phase.name}: {phase.iteration_seconds:.3f} s and {phase.iteration_joules:.0f} J an iteration"
+        if reference is not None:
+            text += (
+                f" (energy {-savings_percent(phase.iteration_joules, reference.iteration_joules):+.1f} %, time "
+                f"{100 * (phase.iteration_seconds / reference.iteration_seconds - 1):+.2f} % against {reference.name})"
+            )
+        self.narrator.say(text)
+        return phase
+
+    def _happened(self, sample: Sample, text: str) -> None:
+        self.events.append((sample.time_seconds, text))
+
+    def _job(self) -> dict[str, dict[str, dict[str, str]]]:
+        job: dict[str, dict[str, dict[str, str]]] = json.loads(
+            self.installation.kubectl("get", "perseusjob", JOB, "-n", self.namespace, "-o", "json")
+        )
+        return job
+
+    def _tell_conditions(self, seen: dict[str, str]) -> None:
+        conditions: object = self._job().get("status", {}).get("conditions", [])
+        for condition in conditions if isinstance(conditions, list) else []:
+            if seen.get(condition["type"]) != condition["status"]:
+                seen[condition["type"]] = condition["status"]
+                self.narrator.say(f"{condition['type']}={condition['status']}: {condition['message']}")
+
+
+def _settled(sample: Sample, begin_seconds: float) -> bool:
+    return sample.time_seconds >= begin_seconds + 1.2
+
+
+def _all_ranks(sample: Sample, condition: Callable[..., bool]) -> bool:
+    return len(sample.ranks) == STAGES * PIPELINES and all(condition(rank) for rank in sample.ranks.values())

@@ -1,0 +1,54 @@
+"""Every version the testbed pins, in one place.
+
+Kubernetes patch versions cannot be chosen freely: it is built from Go modules, and for some patch versions the checksum
+database lacks a part of the staging modules. 1.36.1 is complete; try a new one with ``python -m testbed build`` first.
+"""
+
+GO_MINIMUM = (1, 26)
+PYTHON_MINIMUM = (3, 11)
+
+KUBERNETES = "1.36.1"
+ETCD = "3.6.8"
+CONTAINERD = "2.2.7"
+HELM = "4.2.4"
+COREDNS = "1.14.7"
+
+# The image of the Pods' own programs: Debian's release name, whose Python fulfils the project's minimum.
+DEBIAN_RELEASE = "bookworm"
+
+# Published beside each Kubernetes release as a module of its own at v0.MINOR.PATCH.
+KUBERNETES_STAGING_MODULES = (
+    "api",
+    "apiextensions-apiserver",
+    "apimachinery",
+    "apiserver",
+    "cli-runtime",
+    "client-go",
+    "cloud-provider",
+    "cluster-bootstrap",
+    "code-generator",
+    "component-base",
+    "component-helpers",
+    "controller-manager",
+    "cri-api",
+    "cri-client",
+    "cri-streaming",
+    "csi-translation-lib",
+    "dynamic-resource-allocation",
+    "endpointslice",
+    "externaljwt",
+    "kms",
+    "kube-aggregator",
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+    "metrics",
+    "mount-utils",
+    "pod-security-admission",
+    "sample-apiserver",
+    "sample-cli-plugin",
+    "sample-controller",
+    "streaming",
+)

@@ -1,0 +1,59 @@
+"""The conditions that tell a PerseusJob's story, and their reasons. Standard library only.
+
+All conditions are set from the first visit: what is not known yet is Unknown. A person who reads them top-down learns how
+far the job is and, when it stands, what to change.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Condition(StrEnum):
+    """Types of conditions, in the order of the story."""
+
+    ACCEPTED = "Accepted"  # the spec makes sense
+    PROFILE_VALID = "ProfileValid"  # the profile can be used for this job
+    FRONTIER_READY = "FrontierReady"  # the optimisation pod has written the frontier
+    WORKLOAD_READY = "WorkloadReady"  # all training pods run
+    PLAN_APPLIED = "PlanApplied"  # the agents of all ranks run the newest plan
+    STRAGGLING = "Straggling"  # a pipeline is slow and the others have slowed down for it
+    READY = "Ready"  # everything above is well
+
+
+class Reason(StrEnum):
+    """Reasons of conditions, in UpperCamelCase as the API conventions ask."""
+
+    # Accepted
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    SUSPENDED = "Suspended"
+    # ProfileValid
+    PROFILE_LOADED = "ProfileLoaded"
+    PROFILE_MISSING = "ProfileMissing"
+    PROFILE_INVALID = "ProfileInvalid"
+    PROFILE_TOO_SMALL = "ProfileTooSmall"  # fewer stages than the job has
+    # FrontierReady
+    OPTIMISED = "Optimised"
+    OPTIMISING = "Optimising"
+    OPTIMISATION_FAILED = "OptimisationFailed"
+    # WorkloadReady
+    PODS_RUNNING = "PodsRunning"
+    PODS_STARTING = "PodsStarting"
+    TEMPLATE_REFUSED = "TemplateRefused"
+    TRAINING_FINISHED = "TrainingFinished"
+    TRAINING_FAILED = "TrainingFailed"
+    # PlanApplied
+    ALL_AGENTS = "AllAgents"
+    MEASURING_BASELINE = "MeasuringBaseline"
+    WAITING_FOR_AGENTS = "WaitingForAgents"
+    PLAN_REFUSED = "PlanRefused"
+    # Straggling
+    PIPELINE_SLOW = "PipelineSlow"
+    NO_STRAGGLER = "NoStraggler"
+    NO_MEASUREMENTS = "NoMeasurements"
+    STRAGGLERS_IGNORED = "StragglersIgnored"  # spec.straggler.enabled is false
+    # Ready, and any condition that waits for an earlier one
+    RUNNING = "Running"
+    WAITING = "Waiting"
+    NOT_READY = "NotReady"

@@ -1,0 +1,114 @@
+"""The PerseusJob as programs see it: the spec that the API server has already checked and filled with defaults.
+
+The CRD (``crds/perseusjobs.perseus.energy.yaml``) is the contract with users; this model is the same contract for code,
+with the same names, bounds and defaults. A test holds the two together. It knows nothing of the cluster.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from perseus_api.errors import DocumentError
+from perseus_api.schedules import Schedule
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class ObjectiveType(StrEnum):
+    """What a plan is chosen for."""
+
+    NO_SLOWDOWN = "NoSlowdown"
+    MAX_SLOWDOWN = "MaxSlowdown"
+    MINIMUM_ENERGY = "MinimumEnergy"
+
+
+class Parallelism(_Part):
+    """How the model is cut; stages x pipelines x tensor parallel degree ranks of one GPU each."""
+
+    stages: Annotated[int, Field(ge=1, le=256)]
+    pipelines: Annotated[int, Field(ge=1, le=65_536)]
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    microbatches: Annotated[int, Field(ge=1, le=4096)]
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, which is the number of training pods."""
+        return self.stages * self.pipelines * self.tensor_parallel
+
+
+class Objective(_Part):
+    """What the plan is chosen for; `max_slowdown_percent` belongs to MAX_SLOWDOWN alone."""
+
+    type: ObjectiveType = ObjectiveType.NO_SLOWDOWN
+    max_slowdown_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Objective:
+        if (self.type is ObjectiveType.MAX_SLOWDOWN) != (self.max_slowdown_percent is not None):
+            raise ValueError("spec.objective.maxSlowdownPercent must be set for the type MaxSlowdown, and only for it")
+        return self
+
+
+class ProfileReference(_Part):
+    """Names a ConfigMap beside the job."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Profiling(_Part):
+    """Where the times and energies of the instructions come from."""
+
+    profile_ref: ProfileReference
+
+
+class StragglerPolicy(_Part):
+    """When a slow pipeline lets the others slow down; percents of the planned pipeline time."""
+
+    enabled: bool = True
+    enter_percent: Annotated[int, Field(ge=1, le=100)] = 3
+    leave_percent: Annotated[int, Field(ge=0, le=99)] = 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StragglerPolicy:
+        if self.leave_percent >= self.enter_percent:
+            raise ValueError("spec.straggler.leavePercent must be below spec.straggler.enterPercent")
+        return self
+
+
+class Accounting(_Part):
+    """How savings are measured; 0 baseline iterations means a predicted baseline."""
+
+    baseline_iterations: Annotated[int, Field(ge=0, le=1000)] = 10
+
+
+class PerseusJobSpec(_Part):
+    """The whole spec. `template` is a PodTemplateSpec as a plain dictionary."""
+
+    suspend: bool = False
+    parallelism: Parallelism
+    schedule: Schedule = Schedule.ONE_FORWARD_ONE_BACKWARD
+    objective: Objective = Objective()
+    profiling: Profiling
+    straggler: StragglerPolicy = StragglerPolicy()
+    accounting: Accounting = Accounting()
+    template: dict[str, Any]
+
+    @classmethod
+    def parse(cls, spec: object) -> PerseusJobSpec:
+        """Load the spec of an object read from the API.
+
+        Raises:
+            DocumentError: the spec breaks a rule that the CRD's schema should have refused; the text names the field.
+        """
+        try:
+            return cls.model_validate(spec)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(["spec", *(str(part) for part in first["loc"])])
+            raise DocumentError(f"{place}: {first['msg']}; correct it and apply the job again") from None

@@ -1,7 +1,7 @@
 """The conditions that tell a PerseusJob's story, and their reasons. Standard library only.
 
-All conditions are set from the first visit: what is not known yet is Unknown. A person who reads them top-down learns how
-far the job is and, when it stands, what to change.
+All conditions are set from the first visit: what is not known yet is Unknown. A person who reads them top-down learns
+how far the job is and, when it stands, what to change.
 """
 
 from __future__ import annotations

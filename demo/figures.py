@@ -6,10 +6,10 @@ differences of iteration begins on stage 0. Nothing here is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from demo.observation import Rank, Sample
+from testbed.observation import Rank, Sample
 
 # A rank's counters move when its own iteration begins, up to a pipeline's drain away from stage 0's begin. This long
 # after stage 0's begin every rank has passed the boundary and none has reached the next.
@@ -91,11 +91,6 @@ def stretched_baseline_joules(
     """
     beyond_seconds = max(0.0, seconds - baseline.iteration_seconds)
     return baseline.pipeline_joules[pipeline] + blocking_watts * beyond_seconds * stages
-
-
-def first_time(samples: Iterable[Sample], after_seconds: float, condition: Callable[[Sample], bool]) -> float | None:
-    """Return the wall-clock time of the first sample after a moment that meets a condition, None if none does."""
-    return next((each.time_seconds for each in samples if each.time_seconds >= after_seconds and condition(each)), None)
 
 
 def _sample_at(samples: list[Sample], time_seconds: float) -> Sample:

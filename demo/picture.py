@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from demo.figures import Phase, iteration_begins
-from demo.observation import Sample
+from testbed.observation import Sample
 
 
 def draw_run(samples: list[Sample], phases: list[Phase], events: list[tuple[float, str]], path: Path) -> None:

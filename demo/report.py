@@ -92,7 +92,7 @@ class Report:
             f"straggler: pipeline {100 * (self.straggler.pipeline_slowdown - 1):+.1f} %, plan made "
             f"{self.straggler.detected_after_seconds:.1f} s and at all agents "
             f"{self.straggler.all_agents_after_seconds:.1f} s after the first slow iteration; "
-            f"the healthy pipeline saves {self.straggler.savings_percent:.1f} % against full speed in the same situation",
+            f"the healthy pipeline saves {self.straggler.savings_percent:.1f} % against full speed just then",
             f"locks left: {self.locks_left}; objects left: {len(self.objects_left)}; "
             f"clock changes: {self.clock_changes}",
         ]

@@ -6,19 +6,21 @@ that a user could not do is to heat a simulated GPU.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo.figures import Phase, iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
-from demo.narration import Narrator
-from demo.observation import Recorder, Sample
-from demo.report import Report, StragglerFigures
 from perseus_api import names
 from perseus_api.frontier import Frontier
+
+from demo.figures import Phase, iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
+from demo.narration import Narrator
+from demo.report import Report, StragglerFigures
 from testbed.installation import Installation
+from testbed.observation import Recorder, Sample
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt3-175b"
 JOB = "gpt3-175b"
@@ -109,7 +111,7 @@ class _Story:
 
     def apply(self) -> None:
         self.narrator.heading("kubectl apply a PerseusJob: GPT-3 175B, 8 stages x 2 pipelines x 12 microbatches, 1F1B")
-        self.installation.kubectl("apply", "-n", self.namespace, "-k", str(EXAMPLE))
+        self.installation.kubectl("apply", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)))
         seen: dict[str, str] = {}
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
@@ -146,8 +148,8 @@ class _Story:
         phase = self._phase("straggler", STRAGGLER_ITERATIONS)
         self._told(phase, baseline)
         self.narrator.say(
-            f"the pipelines take {phase.iteration_seconds:.3f} s, {planned.iteration_seconds:.3f} s before; the healthy "
-            f"one uses {savings_percent(phase.pipeline_joules[0], planned.pipeline_joules[0]):.1f} % less than before"
+            f"an iteration takes {phase.iteration_seconds:.3f} s, {planned.iteration_seconds:.3f} s before; the healthy "
+            f"pipeline uses {savings_percent(phase.pipeline_joules[0], planned.pipeline_joules[0]):.1f} % less"
         )
         return phase, reaction
 
@@ -163,7 +165,9 @@ class _Story:
     def delete(self) -> tuple[int, tuple[str, ...]]:
         self.narrator.heading("kubectl delete the PerseusJob")
         self.installation.kubectl("delete", "perseusjob", JOB, "-n", self.namespace, "--timeout=60s")
-        self.installation.kubectl("delete", "-n", self.namespace, "-k", str(EXAMPLE), "--ignore-not-found")
+        self.installation.kubectl(
+            "delete", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)), "--ignore-not-found"
+        )
         deadline = time.monotonic() + 60
         objects = self.installation.perseus_objects(self.namespace, JOB)
         while objects and time.monotonic() < deadline:
@@ -175,8 +179,6 @@ class _Story:
 
     def frontier(self) -> Frontier:
         """Read the frontier that the optimisation pod wrote."""
-        import base64
-
         name = names.frontier_config_map_name(JOB)
         config_map = json.loads(self.installation.kubectl("get", "configmap", name, "-n", self.namespace, "-o", "json"))
         return Frontier.decode(base64.b64decode(config_map["binaryData"][names.FRONTIER_KEY]))

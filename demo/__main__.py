@@ -26,8 +26,9 @@ def main() -> int:
         return 2
     except TimeoutError as error:
         narrator.say(f"The demonstration stopped: {error}")
+        narrator.say("Look with: kubectl get pjob -A -o yaml")
         narrator.say(
-            "Look with: kubectl get pjob -o yaml; kubectl logs -n perseus-system -l app.kubernetes.io/part-of=perseus-operator"
+            "and: kubectl logs -n perseus-system -l app.kubernetes.io/part-of=perseus-operator --all-containers"
         )
         return 1
     run.report.write(OUTPUT / "report.json")

@@ -111,6 +111,7 @@ class _Story:
 
     def apply(self) -> None:
         self.narrator.heading("kubectl apply a PerseusJob: GPT-3 175B, 8 stages x 2 pipelines x 12 microbatches, 1F1B")
+        self._forget_earlier_run()
         self.installation.kubectl("apply", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)))
         seen: dict[str, str] = {}
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -120,6 +121,14 @@ class _Story:
                 return
             time.sleep(0.5)
         raise TimeoutError(f"the job is not optimised and training after {START_TIMEOUT_SECONDS:.0f} s: {seen}")
+
+    def _forget_earlier_run(self) -> None:
+        """Take away what a demonstration that was killed has left: its job, and a hot GPU."""
+        self.installation.kubectl(
+            "delete", "perseusjob", JOB, "-n", self.namespace, "--ignore-not-found", "--timeout=60s"
+        )
+        self._wait_until_nothing_is_left()
+        self.installation.cool_all()
 
     def run_unlocked(self) -> Phase:
         self.narrator.heading("Baseline: the first iterations run unlocked and are measured")
@@ -142,14 +151,15 @@ class _Story:
         before = self.recorder.samples[-1]
         gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
         self.narrator.heading(f"Straggler: {gpu} (pipeline {HOT_PIPELINE}, stage {HOT_STAGE}) gets hot")
+        cause_seconds = time.time()
         self.installation.heat(gpu, HOT_SLOWDOWN)
         limit = before.pipeline_seconds[HOT_PIPELINE] * SLOW_RATIO
-        reaction = self._reaction("hot GPU", "slow", before, lambda seconds: seconds > limit)
+        reaction = self._reaction("hot GPU", "slow", before, cause_seconds, lambda seconds: seconds > limit)
         phase = self._phase("straggler", STRAGGLER_ITERATIONS)
         self._told(phase, baseline)
         self.narrator.say(
-            f"an iteration takes {phase.iteration_seconds:.3f} s, {planned.iteration_seconds:.3f} s before; the healthy "
-            f"pipeline uses {savings_percent(phase.pipeline_joules[0], planned.pipeline_joules[0]):.1f} % less"
+            f"an iteration takes {phase.iteration_seconds:.3f} s, {planned.iteration_seconds:.3f} s before; the "
+            f"healthy pipeline uses {savings_percent(phase.pipeline_joules[0], planned.pipeline_joules[0]):.1f} % less"
         )
         return phase, reaction
 
@@ -157,9 +167,10 @@ class _Story:
         before = self.recorder.samples[-1]
         gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
         self.narrator.heading("Recovery: the GPU cools down")
+        cause_seconds = time.time()
         self.installation.cool(gpu)
         limit = (before.pipeline_seconds[HOT_PIPELINE] + planned.iteration_seconds) / 2
-        reaction = self._reaction("GPU cool", "fast", before, lambda seconds: seconds < limit)
+        reaction = self._reaction("GPU cool", "fast", before, cause_seconds, lambda seconds: seconds < limit)
         return self._told(self._phase("recovered", RECOVERED_ITERATIONS), planned), reaction
 
     def delete(self) -> tuple[int, tuple[str, ...]]:
@@ -168,14 +179,19 @@ class _Story:
         self.installation.kubectl(
             "delete", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)), "--ignore-not-found"
         )
-        deadline = time.monotonic() + 60
+        objects = self._wait_until_nothing_is_left()
+        locks = len(self.installation.locked_gpus())
+        self.narrator.say(f"locks left: {locks}; objects left: {len(objects)}")
+        return locks, tuple(objects)
+
+    def _wait_until_nothing_is_left(self, timeout_seconds: float = 60.0) -> list[str]:
+        """Wait until the job's objects are gone; return those that are not."""
+        deadline = time.monotonic() + timeout_seconds
         objects = self.installation.perseus_objects(self.namespace, JOB)
         while objects and time.monotonic() < deadline:
             time.sleep(0.5)
             objects = self.installation.perseus_objects(self.namespace, JOB)
-        locks = len(self.installation.locked_gpus())
-        self.narrator.say(f"locks left: {locks}; objects left: {len(objects)}")
-        return locks, tuple(objects)
+        return objects
 
     def frontier(self) -> Frontier:
         """Read the frontier that the optimisation pod wrote."""
@@ -183,8 +199,9 @@ class _Story:
         config_map = json.loads(self.installation.kubectl("get", "configmap", name, "-n", self.namespace, "-o", "json"))
         return Frontier.decode(base64.b64decode(config_map["binaryData"][names.FRONTIER_KEY]))
 
-    def _reaction(self, cause: str, speed: str, before: Sample, shows: Callable[[float], bool]) -> _Reaction:
-        cause_seconds = time.time()
+    def _reaction(
+        self, cause: str, speed: str, before: Sample, cause_seconds: float, shows: Callable[[float], bool]
+    ) -> _Reaction:
         self.events.append((cause_seconds, cause))
         generation = before.operator_generation
         timeout = REACTION_TIMEOUT_SECONDS

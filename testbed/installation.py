@@ -137,6 +137,10 @@ class Installation:
         """Take every fault from a simulated GPU."""
         self._simulator("clear", gpu)
 
+    def cool_all(self) -> None:
+        """Take every fault from every simulated GPU."""
+        self._simulator("clear", "--all")
+
     def locked_gpus(self) -> list[str]:
         """Return the UUIDs of the GPUs whose clocks are locked, by the device's own state."""
         locked: list[str] = json.loads(self._simulator("locks", "--json"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from testbed.errors import TestbedError
 
 Rank = tuple[int, int]  # (pipeline, stage)
 
@@ -155,7 +156,7 @@ class Recorder:
         while not self._stopped.wait(self._period_seconds):
             try:
                 sample = self._read()
-            except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError):
+            except (OSError, TestbedError, ValueError):
                 continue  # a pod that restarts has no page for a moment; the next sample tells
             with self._changed:
                 self._samples.append(sample)

@@ -1,0 +1,43 @@
+"""The product on the real cluster: installed once, watched through users' doors and the device's own state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from perseus_simulator.node import SimulatedNode
+
+from testbed.installation import Installation, install
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from product import Training
+
+SIMULATOR_STATE = Path("/var/lib/perseus-simulator/state")
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    """The chart installed with simulated GPUs, as ``make up`` does it."""
+    return install(lambda text: print(text, flush=True))
+
+
+@pytest.fixture
+def gpus() -> Iterator[SimulatedNode]:
+    """The node's simulated GPUs by the device's own state, without asking any program of ours."""
+    node = SimulatedNode.open(SIMULATOR_STATE)
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def training(installation: Installation) -> Iterator[Training]:
+    """A small job on which the plan runs; gone afterwards."""
+    small = Training(installation, "small")
+    small.delete()
+    small.apply()
+    small.wait_for_plan()
+    yield small
+    small.delete()

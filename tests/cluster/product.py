@@ -1,0 +1,183 @@
+"""The installed product in a test's hands: a small training job, its processes, its status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perseus_api import names
+
+from testbed.installation import SYSTEM_NAMESPACE, Installation
+from testbed.observation import Sample
+
+NAMESPACE = "default"
+PROFILE_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "profiles" / "gpt3-175b-a100-sxm"
+
+
+@dataclass
+class Training:
+    """A small PerseusJob that trains: 8 stages x 1 pipeline x 4 microbatches."""
+
+    installation: Installation
+    name: str
+    stages: int = 8
+
+    def apply(self, **spec: object) -> None:
+        """Apply the job and its profile."""
+        documents = [profile_config_map(f"{self.name}-profile"), perseus_job(self.name, self.installation.tag, **spec)]
+        for document in documents:
+            self.installation.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=json.dumps(document))
+
+    def delete(self) -> None:
+        """Delete the job and its profile, and wait until its objects are gone."""
+        self.installation.kubectl(
+            "delete", "perseusjob", self.name, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s"
+        )
+        self.installation.kubectl(
+            "delete", "configmap", f"{self.name}-profile", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s"
+        )
+
+    def sample(self) -> Sample:
+        """Read every metrics page once."""
+        return self.installation.read_sample(NAMESPACE, self.name)
+
+    def wait_for_plan(self, generation: int = 1, timeout_seconds: float = 120.0) -> Sample:
+        """Wait until every rank runs at least this generation of the plan."""
+
+        def runs(sample: Sample) -> bool:
+            active = [rank.generation_active for rank in sample.ranks.values()]
+            return len(active) == self.stages and min(active) >= generation
+
+        return self.wait_for(f"generation {generation} on every GPU", runs, timeout_seconds)
+
+    def wait_for(self, what: str, condition: Callable[[Sample], bool], timeout_seconds: float = 60.0) -> Sample:
+        """Wait for a sample that meets a condition."""
+        deadline = time.monotonic() + timeout_seconds
+        last: object = None
+        while time.monotonic() < deadline:
+            try:
+                last = sample = self.sample()
+            except OSError as error:
+                last = error
+            else:
+                if condition(sample):
+                    return sample
+            time.sleep(0.2)
+        raise AssertionError(f"{what}: not seen within {timeout_seconds:.0f} s; last: {last}")
+
+    def pods(self) -> list[dict[str, dict[str, object]]]:
+        """The training pods as the API shows them."""
+        found = json.loads(
+            self.installation.kubectl(
+                "get", "pods", "-n", NAMESPACE, "-o", "json",
+                "-l", f"{names.LABEL_JOB}={self.name},{names.LABEL_COMPLETION_INDEX}",
+            )
+        )  # fmt: skip
+        items: list[dict[str, dict[str, object]]] = found["items"]
+        return items
+
+    def pod_uid(self, rank: int) -> str:
+        """The UID of a rank's pod."""
+        for pod in self.pods():
+            labels = pod["metadata"]["labels"]
+            assert isinstance(labels, dict)
+            if labels[names.LABEL_COMPLETION_INDEX] == str(rank):
+                return str(pod["metadata"]["uid"])
+        raise AssertionError(f"no pod of rank {rank}")
+
+
+def perseus_job(name: str, tag: str, **spec: object) -> dict[str, object]:
+    """A PerseusJob of the measured GPT-3 profile, small enough for a short test."""
+    container = {
+        "name": "trainer",
+        "image": f"localhost/perseus-simulator:{tag}",
+        "command": ["perseus-simulator", "train"],
+        "resources": {"limits": {names.GPU_RESOURCE: 1}},
+    }
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "parallelism": {"stages": 8, "pipelines": 1, "microbatches": 4},
+            "profiling": {"profileRef": {"name": f"{name}-profile"}},
+            "accounting": {"baselineIterations": 2},
+            "template": {
+                "spec": {
+                    "restartPolicy": "OnFailure",
+                    "terminationGracePeriodSeconds": 2,
+                    "securityContext": {"runAsNonRoot": True, "runAsUser": 65532},
+                    "containers": [container],
+                }
+            },
+            **spec,
+        },
+    }
+
+
+def profile_config_map(name: str, **replaced: str) -> dict[str, object]:
+    """The measured profile as a ConfigMap, with keys replaced."""
+    data = {
+        names.PROFILE_CSV_KEY: (PROFILE_FOLDER / "profile.csv").read_text(),
+        names.PROFILE_HEADER_KEY: (PROFILE_FOLDER / "header.json").read_text(),
+    }
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {**data, **replaced}}
+
+
+def processes_of_pod(uid: str, argument: str) -> list[int]:
+    """Process ids of a pod's processes whose command line holds an argument, by the kernel's control groups."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            groups = (folder / "cgroup").read_text().replace("_", "-")
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if uid in groups and argument.encode() in arguments:
+            found.append(int(folder.name))
+    return found
+
+
+def kill_process(uid: str, argument: str) -> None:
+    """SIGKILL the one process of a pod whose command line holds an argument."""
+    pids = processes_of_pod(uid, argument)
+    assert len(pids) == 1, f"pod {uid} has {len(pids)} processes with {argument}"
+    os.kill(pids[0], signal.SIGKILL)
+
+
+def pod_of(installation: Installation, component: str) -> dict[str, dict[str, object]]:
+    """The one running pod of a part of the product."""
+    name = installation.pods(component)[0]
+    pod: dict[str, dict[str, object]] = json.loads(
+        installation.kubectl("get", "pod", name, "-n", SYSTEM_NAMESPACE, "-o", "json")
+    )
+    return pod
+
+
+def conditions_of(installation: Installation, name: str) -> dict[str, dict[str, str]]:
+    """A PerseusJob's conditions by type."""
+    job = json.loads(installation.kubectl("get", "perseusjob", name, "-n", NAMESPACE, "-o", "json"))
+    return {each["type"]: each for each in job.get("status", {}).get("conditions", [])}
+
+
+def wait_until(what: str, condition: Callable[[], object], timeout_seconds: float) -> float:
+    """Wait for a condition and return how long it took, in seconds."""
+    begin = time.monotonic()
+    while not condition():
+        if time.monotonic() - begin > timeout_seconds:
+            raise AssertionError(f"{what}: not within {timeout_seconds} s")
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+def restarts(pod: dict[str, dict[str, object]]) -> int:
+    statuses = pod["status"]["containerStatuses"]
+    assert isinstance(statuses, list)
+    return sum(int(each["restartCount"]) for each in statuses)

@@ -1,0 +1,58 @@
+"""The house rules that no linter knows: the README's length, names of machines, the size of files, the licence."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tracked(suffix: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", f"*{suffix}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def test_the_readme_stays_short_and_names_commands_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", text))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_no_python_file_outgrows_a_reader() -> None:
+    generated = ("_pb2.py", "_pb2_grpc.py")
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in tracked(".py")
+        if not path.name.endswith(generated) and (lines := len(path.read_text().splitlines())) > 520
+    }
+    assert long == {}
+
+
+def test_every_module_says_why_it_exists() -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in tracked(".py")
+        if "_pb2" not in path.name and path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+def test_documents_point_at_files_that_exist() -> None:
+    broken = []
+    for path in tracked(".md"):
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text()):
+            if not (path.parent / target).exists():
+                broken.append(f"{path.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def test_each_program_of_the_distribution_has_an_extra_or_needs_none() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [], "the trainer library must install without any dependency"
+    assert {"planner", "trainer", "agent", "operator", "simulator"} <= set(project["optional-dependencies"])

@@ -21,7 +21,7 @@ _GO_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=
 _COREDNS_MAIN = """package main
 
 import (
-	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 	_ "github.com/coredns/coredns/plugin/ready"
@@ -97,7 +97,9 @@ def _containerd() -> ProgramGroup:
     module = "github.com/containerd/containerd/v2"
     names = ("containerd", "ctr", "containerd-shim-runc-v2")
     return ProgramGroup(
-        "containerd", {module: f"v{versions.CONTAINERD}"}, {f"{module}/cmd/{name}": name for name in names},
+        "containerd",
+        {module: f"v{versions.CONTAINERD}"},
+        {f"{module}/cmd/{name}": name for name in names},
         tags="no_btrfs",
     )
 
@@ -105,7 +107,9 @@ def _containerd() -> ProgramGroup:
 def _coredns() -> ProgramGroup:
     # A main of our own with the few plugins used compiles in a third of the time of CoreDNS with every cloud's library.
     return ProgramGroup(
-        "coredns", {"github.com/coredns/coredns": f"v{versions.COREDNS}"}, {".": "coredns"},
+        "coredns",
+        {"github.com/coredns/coredns": f"v{versions.COREDNS}"},
+        {".": "coredns"},
         files={"main.go": _COREDNS_MAIN},
     )
 
@@ -174,7 +178,9 @@ def _build_group(cache: Path, group: ProgramGroup) -> None:
     run_long(
         f"building {group.name} ({', '.join(group.packages.values())})",
         ["go", "build", "-trimpath", f"-tags={group.tags}", f"-ldflags={flags}", "-o", f"{output}/", *group.packages],
-        folder=source, environment=_GO_ENVIRONMENT, log=cache / "logs" / f"build-{group.name}.log",
+        folder=source,
+        environment=_GO_ENVIRONMENT,
+        log=cache / "logs" / f"build-{group.name}.log",
     )
     for package, name in group.packages.items():
         built = output / _output_name(package)

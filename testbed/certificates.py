@@ -63,10 +63,32 @@ def create(site: Site) -> None:
     pair = authority(site)
     if not pair.certificate.exists():
         _new_key(pair.key)
-        run(["openssl", "req", "-x509", "-new", "-key", pair.key, "-days", _DAYS, "-subj", "/CN=perseus-testbed",
-             "-addext", "keyUsage=critical,keyCertSign,digitalSignature,cRLSign", "-out", pair.certificate])
-    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc",
-             f"kubernetes.default.svc.{CLUSTER_DOMAIN}", NODE_NAME, "localhost"]
+        run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-new",
+                "-key",
+                pair.key,
+                "-days",
+                _DAYS,
+                "-subj",
+                "/CN=perseus-testbed",
+                "-addext",
+                "keyUsage=critical,keyCertSign,digitalSignature,cRLSign",
+                "-out",
+                pair.certificate,
+            ]
+        )
+    names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
+        NODE_NAME,
+        "localhost",
+    ]
     addresses = ["127.0.0.1", site.node_address, API_SERVICE_ADDRESS]
     alternatives = ",".join([f"DNS:{name}" for name in names] + [f"IP:{address}" for address in addresses])
     _sign(site, serving(site), f"/CN={NODE_NAME}", f"subjectAltName={alternatives}\nextendedKeyUsage=serverAuth\n")
@@ -94,8 +116,25 @@ def _sign(site: Site, pair: KeyPair, subject: str, extensions: str) -> None:
     extension_file.write_text(extensions)
     request = run(["openssl", "req", "-new", "-key", pair.key, "-subj", subject])
     draft = pair.certificate.with_suffix(".draft")
-    run(["openssl", "x509", "-req", "-CA", authority(site).certificate, "-CAkey", authority(site).key, "-CAcreateserial",
-         "-days", _DAYS, "-extfile", extension_file, "-out", draft], text_input=request)
+    run(
+        [
+            "openssl",
+            "x509",
+            "-req",
+            "-CA",
+            authority(site).certificate,
+            "-CAkey",
+            authority(site).key,
+            "-CAcreateserial",
+            "-days",
+            _DAYS,
+            "-extfile",
+            extension_file,
+            "-out",
+            draft,
+        ],
+        text_input=request,
+    )
     draft.rename(pair.certificate)
 
 
@@ -104,10 +143,13 @@ def _write_kubeconfig(site: Site, name: str) -> None:
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "testbed", "cluster": {
-            "server": site.api_url, "certificate-authority": str(authority(site).certificate)}}],
-        "users": [{"name": name, "user": {
-            "client-certificate": str(pair.certificate), "client-key": str(pair.key)}}],
+        "clusters": [
+            {
+                "name": "testbed",
+                "cluster": {"server": site.api_url, "certificate-authority": str(authority(site).certificate)},
+            }
+        ],
+        "users": [{"name": name, "user": {"client-certificate": str(pair.certificate), "client-key": str(pair.key)}}],
         "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": name}}],
         "current-context": "testbed",
     }

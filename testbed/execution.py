@@ -1,7 +1,8 @@
 """Runs the programs the testbed drives, so that a failure tells what to do and a long wait shows that it lives.
 
-Two kinds only: short commands whose output is the answer, and long ones whose output goes to a log while a line with the
-elapsed time appears now and then. Locks live here too, since both builds and clusters are shared by parallel callers.
+Two kinds only: short commands whose output is the answer, and long ones whose output goes to a log while a line with
+the elapsed time appears now and then. Locks live here too, since both builds and clusters are shared by parallel
+callers.
 """
 
 import contextlib
@@ -24,8 +25,14 @@ def say(text: str) -> None:
     print(f"testbed: {text}", file=sys.stderr, flush=True)
 
 
-def run(arguments: Sequence[str | Path], *, text_input: str | None = None, environment: Mapping[str, str] | None = None,
-        folder: Path | None = None, timeout_seconds: float = 120.0) -> str:
+def run(
+    arguments: Sequence[str | Path],
+    *,
+    text_input: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    timeout_seconds: float = 120.0,
+) -> str:
     """Run a short command and return its standard output.
 
     Raises:
@@ -34,7 +41,13 @@ def run(arguments: Sequence[str | Path], *, text_input: str | None = None, envir
     command = [str(argument) for argument in arguments]
     try:
         done = subprocess.run(
-            command, input=text_input, capture_output=True, text=True, check=False, timeout=timeout_seconds, cwd=folder,
+            command,
+            input=text_input,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_seconds,
+            cwd=folder,
             env={**os.environ, **(environment or {})},
         )
     except FileNotFoundError as error:
@@ -55,8 +68,14 @@ def attempt(arguments: Sequence[str | Path], *, timeout_seconds: float = 60.0) -
     return True
 
 
-def run_long(title: str, arguments: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None,
-             folder: Path | None = None) -> None:
+def run_long(
+    title: str,
+    arguments: Sequence[str | Path],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> None:
     """Run a long command with its output in ``log``, and tell the elapsed time every half a minute.
 
     Raises:
@@ -69,8 +88,12 @@ def run_long(title: str, arguments: Sequence[str | Path], *, log: Path, environm
         begin = output.tell()
         try:
             process = subprocess.Popen(
-                [str(argument) for argument in arguments], stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, cwd=folder, env={**os.environ, **(environment or {})},
+                [str(argument) for argument in arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=folder,
+                env={**os.environ, **(environment or {})},
             )
         except FileNotFoundError as error:
             raise TestbedError(f"{title}: {arguments[0]} is not installed") from error

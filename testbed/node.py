@@ -1,7 +1,7 @@
 """The one node: containerd, the kubelet, kube-proxy and CoreDNS.
 
-CoreDNS runs as a process at the node's address, so that names resolve before and without any image. Several settings are
-owed to machines that are containers or small virtual machines themselves: no AppArmor, cgroup v1, no right to lower
+CoreDNS runs as a process at the node's address, so that names resolve before and without any image. Several settings
+are owed to machines that are containers or small virtual machines themselves: no AppArmor, cgroup v1, no right to lower
 an out-of-memory score, no right to touch the host's connection tracking.
 """
 
@@ -74,26 +74,37 @@ def services(site: Site, binaries: Binaries) -> list[Service]:
     path = ":".join([*(str(folder) for folder in binaries.folders), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
     environment = {"PATH": path}
     containerd = Service(
-        "containerd", (str(binaries["containerd"]), f"--config={site.configuration('containerd.toml')}"),
-        site.containerd_socket, environment,
+        "containerd",
+        (str(binaries["containerd"]), f"--config={site.configuration('containerd.toml')}"),
+        site.containerd_socket,
+        environment,
     )
-    kubelet = Service("kubelet", (
-        str(binaries["kubelet"]),
-        f"--config={site.configuration('kubelet.json')}",
-        f"--kubeconfig={certificates.kubeconfig(site, 'kubelet')}",
-        f"--root-dir={site.kubelet_root}",
-        f"--cert-dir={site.kubelet_root}/pki",
-        f"--hostname-override={NODE_NAME}",
-        f"--node-ip={site.node_address}",
-        "--node-labels=nvidia.com/gpu.present=true",
-    ), f"http://{site.node_address}:10248/healthz", environment)
+    kubelet = Service(
+        "kubelet",
+        (
+            str(binaries["kubelet"]),
+            f"--config={site.configuration('kubelet.json')}",
+            f"--kubeconfig={certificates.kubeconfig(site, 'kubelet')}",
+            f"--root-dir={site.kubelet_root}",
+            f"--cert-dir={site.kubelet_root}/pki",
+            f"--hostname-override={NODE_NAME}",
+            f"--node-ip={site.node_address}",
+            "--node-labels=nvidia.com/gpu.present=true",
+        ),
+        f"http://{site.node_address}:10248/healthz",
+        environment,
+    )
     proxy = Service(
-        "kube-proxy", (str(binaries["kube-proxy"]), f"--config={site.configuration('kube-proxy.json')}"),
-        f"http://{site.node_address}:10256/livez", environment,
+        "kube-proxy",
+        (str(binaries["kube-proxy"]), f"--config={site.configuration('kube-proxy.json')}"),
+        f"http://{site.node_address}:10256/livez",
+        environment,
     )
     dns = Service(
-        "coredns", (str(binaries["coredns"]), "-conf", str(site.configuration("Corefile"))),
-        f"http://{site.node_address}:8181/ready", environment,
+        "coredns",
+        (str(binaries["coredns"]), "-conf", str(site.configuration("Corefile"))),
+        f"http://{site.node_address}:8181/ready",
+        environment,
     )
     return [containerd, kubelet, proxy, dns]
 
@@ -103,22 +114,34 @@ def write_configuration(site: Site) -> None:
     networks = site.configuration("cni")
     networks.mkdir(parents=True, exist_ok=True)
     (networks / "10-testbed.conflist").write_text(json.dumps(_container_network(site), indent=1))
-    site.configuration("containerd.toml").write_text(_CONTAINERD.format(
-        data=site.data("containerd"), socket=site.containerd_socket, pause=PAUSE_IMAGE, plugins=_PLUGIN_FOLDER,
-        cni=networks,
-    ))
+    site.configuration("containerd.toml").write_text(
+        _CONTAINERD.format(
+            data=site.data("containerd"),
+            socket=site.containerd_socket,
+            pause=PAUSE_IMAGE,
+            plugins=_PLUGIN_FOLDER,
+            cni=networks,
+        )
+    )
     site.configuration("kubelet.json").write_text(json.dumps(_kubelet(site), indent=1))
     site.configuration("kube-proxy.json").write_text(json.dumps(_proxy(site), indent=1))
     site.configuration("resolv.conf").write_text(f"nameserver {site.node_address}\n")
-    site.configuration("Corefile").write_text(_COREFILE.format(
-        domain=CLUSTER_DOMAIN, address=site.node_address,
-        kubeconfig=certificates.kubeconfig(site, certificates.ADMINISTRATOR),
-    ))
+    site.configuration("Corefile").write_text(
+        _COREFILE.format(
+            domain=CLUSTER_DOMAIN,
+            address=site.node_address,
+            kubeconfig=certificates.kubeconfig(site, certificates.ADMINISTRATOR),
+        )
+    )
 
 
 def _container_network(site: Site) -> dict[str, object]:
-    addresses = {"subnet": site.network, "rangeStart": site.first_pod_address, "rangeEnd": site.last_pod_address,
-                 "gateway": site.node_address}
+    addresses = {
+        "subnet": site.network,
+        "rangeStart": site.first_pod_address,
+        "rangeEnd": site.last_pod_address,
+        "gateway": site.node_address,
+    }
     return {
         "cniVersion": "1.0.0",
         "name": "testbed",
@@ -168,8 +191,12 @@ def _kubelet(site: Site) -> dict[str, object]:
         "volumePluginDir": str(site.data("volume-plugins")),
         # A test machine's disk belongs to others: neither collect images nor evict pods because of it.
         "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%",
-                         "imagefs.available": "1%"},
+        "evictionHard": {
+            "memory.available": "50Mi",
+            "nodefs.available": "1%",
+            "nodefs.inodesFree": "1%",
+            "imagefs.available": "1%",
+        },
     }
 
 

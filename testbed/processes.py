@@ -109,7 +109,10 @@ class ProcessTable:
             # nsenter, since "ip netns exec" hides /sys/fs/cgroup; it replaces itself by the program.
             process = subprocess.Popen(
                 ["nsenter", f"--net={self._site.namespace_path}", "--", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 cwd=self._site.folders.state,
                 env={**os.environ, **environment, _MARKER: self._site.identity},
             )

@@ -1,8 +1,8 @@
 """The names and addresses of one testbed.
 
 They are derived from the state folder, so that a second testbed never mistakes the first one's namespace or link for a
-leftover of its own. Everything runs in one network namespace: the host keeps its iptables rules and sysctls, and reaches
-the API server and each pod through one veth pair.
+leftover of its own. Everything runs in one network namespace: the host keeps its iptables rules and sysctls, and
+reaches the API server and each pod through one veth pair.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ NODE_NAME = "node-1"
 SERVICE_NETWORK = "10.96.0.0/16"
 API_SERVICE_ADDRESS = "10.96.0.1"
 CLUSTER_DOMAIN = "cluster.local"
+# What pods make on the host through hostPath volumes, and what goes away with the cluster.
+HOST_FOLDERS = [Path("/var/lib/perseus"), Path("/run/perseus"), Path("/var/lib/perseus-simulator")]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from testbed.folders import Folders
 from testbed.service import fetch
@@ -18,13 +19,12 @@ PERIOD_SECONDS = 1.0
 _PREFIX = "prometheus.io"
 
 
-def targets(pods: list[dict[str, dict[str, object]]]) -> list[dict[str, object]]:
+def targets(pods: list[dict[str, dict[str, Any]]]) -> list[dict[str, object]]:
     """Return Prometheus's target groups (file_sd format) for the pods that want to be scraped."""
     groups: list[dict[str, object]] = []
     for pod in pods:
         metadata, status = pod["metadata"], pod["status"]
         annotations = metadata.get("annotations") or {}
-        assert isinstance(annotations, dict)
         running = status.get("phase") == "Running" and status.get("podIP") and "deletionTimestamp" not in metadata
         if annotations.get(f"{_PREFIX}/scrape") != "true" or not running:
             continue

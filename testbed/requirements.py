@@ -53,10 +53,7 @@ def check() -> None:
         found = ".".join(str(part) for part in version)
         raise RequirementError(f"Go >= {wanted} is needed to build Kubernetes, this is {found}: install a newer Go")
     if not shutil.which("apt-get") and missing_packages():
-        raise RequirementError(
-            f"{', '.join(missing_packages())} are missing and there is no apt-get: install them, or use a Debian
-            machine"
-        )
+        raise RequirementError(f"{', '.join(missing_packages())} are missing and there is no apt-get: install them")
 
 
 def install_packages(folders: Folders) -> None:

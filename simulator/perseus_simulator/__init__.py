@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the part's first commit."""
+"""Simulated GPUs: a libnvidia-ml.so.1 over a power model, a device plugin for it, and a simulated training job."""

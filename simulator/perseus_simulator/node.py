@@ -56,6 +56,7 @@ class GpuStatus:
     power_watts: float
     temperature_celsius: float
     slowdown: float
+    fault_flags: int
     calls: dict[str, int]
 
 
@@ -97,6 +98,7 @@ class SimulatedGpu:
             power_watts=raw.power_watts,
             temperature_celsius=raw.temperature_celsius,
             slowdown=raw.faults.slowdown,
+            fault_flags=raw.faults.flags,
             calls={name: getattr(raw.calls, name) for name, *_ in CallCounts._fields_},
         )
 

@@ -1,0 +1,1 @@
+"""Stubs of the kubelet's device plugin interface, generated from the published definition by scripts/protos."""

@@ -1,0 +1,143 @@
+"""Where a rank of the simulated job stands in its pipeline, and who its peers are. No I/O but the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perseus_api import names
+from perseus_api.instructions import Instruction
+from perseus_api.schedules import Schedule
+
+from perseus_simulator.library import SimulatorError
+
+ENV_PEER_ADDRESSES = "PERSEUS_PEER_ADDRESSES"  # host:port of each rank, with commas; for processes on one machine
+PORT = 29400
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One rank of the job.
+
+    Attributes:
+        rank: global rank.
+        stages: pipeline stages.
+        pipelines: data-parallel pipelines.
+        tensor_parallel: ranks of a stage.
+        microbatches: of one iteration.
+        schedule: which order the stage follows.
+        gpu_uuid: its GPU.
+        addresses: host and port of every rank.
+    """
+
+    rank: int
+    stages: int
+    pipelines: int
+    tensor_parallel: int
+    microbatches: int
+    schedule: Schedule
+    gpu_uuid: str
+    addresses: tuple[tuple[str, int], ...]
+
+    @property
+    def tensor_rank(self) -> int:
+        """Rank within the stage."""
+        return self.rank % self.tensor_parallel
+
+    @property
+    def stage(self) -> int:
+        """Pipeline stage."""
+        return self.rank // self.tensor_parallel % self.stages
+
+    @property
+    def pipeline(self) -> int:
+        """Data-parallel index."""
+        return self.rank // self.tensor_parallel // self.stages
+
+    def rank_of(self, pipeline: int, stage: int) -> int:
+        """Return the rank at a place, with this rank's tensor rank."""
+        return (pipeline * self.stages + stage) * self.tensor_parallel + self.tensor_rank
+
+    @property
+    def previous(self) -> int | None:
+        """The rank that sends activations, None on the first stage."""
+        return self.rank_of(self.pipeline, self.stage - 1) if self.stage > 0 else None
+
+    @property
+    def next(self) -> int | None:
+        """The rank that sends gradients, None on the last stage."""
+        return self.rank_of(self.pipeline, self.stage + 1) if self.stage < self.stages - 1 else None
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """Ranks of the same stage in all pipelines, this one among them: they synchronise gradients."""
+        return tuple(self.rank_of(pipeline, self.stage) for pipeline in range(self.pipelines))
+
+    def order(self) -> list[tuple[Instruction, int]]:
+        """Return the instructions of one iteration with their microbatches, in the schedule's order.
+
+        1F1B (PipeDream-Flush, Narayanan et al. 2021): stages - stage - 1 forwards warm up, then one forward and
+        one backward in turn, then the backwards that are left. GPipe: all forwards, then all backwards.
+        """
+        ahead = self.microbatches
+        if self.schedule is Schedule.ONE_FORWARD_ONE_BACKWARD:
+            ahead = min(self.microbatches, self.stages - self.stage - 1)
+        found = [(Instruction.FORWARD, index) for index in range(ahead)]
+        for index in range(self.microbatches - ahead):
+            found += [(Instruction.FORWARD, ahead + index), (Instruction.BACKWARD, index)]
+        return found + [(Instruction.BACKWARD, index) for index in range(self.microbatches - ahead, self.microbatches)]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Placement:
+        """Read the operator's variables and the device plugin's.
+
+        Raises:
+            SimulatorError: one is missing or makes no sense; the text names it.
+        """
+        given = os.environ if environment is None else environment
+        stages, pipelines = _number(given, names.ENV_STAGES), _number(given, names.ENV_PIPELINES)
+        tensor_parallel = _number(given, names.ENV_TENSOR_PARALLEL, "1")
+        ranks = stages * pipelines * tensor_parallel
+        rank = _number(given, names.ENV_RANK, least=0)
+        if rank >= ranks:
+            raise SimulatorError(f"{names.ENV_RANK} is {rank}, but there are {ranks} ranks")
+        try:
+            schedule = Schedule(given.get(names.ENV_SCHEDULE, Schedule.ONE_FORWARD_ONE_BACKWARD.value))
+        except ValueError:
+            known = ", ".join(each.value for each in Schedule)
+            raise SimulatorError(f"{names.ENV_SCHEDULE} must be one of {known}") from None
+        gpu = given.get(names.ENV_GPU_UUID) or given.get(names.ENV_VISIBLE_DEVICES, "")
+        if not gpu.startswith("GPU-") or "," in gpu:
+            raise SimulatorError(f"{names.ENV_VISIBLE_DEVICES} must name one GPU: request {names.GPU_RESOURCE}: 1")
+        return cls(
+            rank=rank,
+            stages=stages,
+            pipelines=pipelines,
+            tensor_parallel=tensor_parallel,
+            microbatches=_number(given, names.ENV_MICROBATCHES),
+            schedule=schedule,
+            gpu_uuid=gpu,
+            addresses=_addresses(given, ranks),
+        )
+
+
+def _addresses(given: Mapping[str, str], ranks: int) -> tuple[tuple[str, int], ...]:
+    listed = given.get(ENV_PEER_ADDRESSES, "")
+    if listed:
+        pairs = [each.rpartition(":") for each in listed.split(",")]
+        if len(pairs) != ranks or not all(port.isdigit() for _, _, port in pairs):
+            raise SimulatorError(f"{ENV_PEER_ADDRESSES} must name host:port of each of {ranks} ranks")
+        return tuple((host, int(port)) for host, _, port in pairs)
+    coordinator = given.get(names.ENV_COORDINATOR, "")
+    host, dot, domain = coordinator.partition(".")
+    if not host.endswith("-0"):
+        raise SimulatorError(f"{names.ENV_COORDINATOR} must be rank 0's host name, such as JOB-0.JOB")
+    return tuple((f"{host[:-1]}{rank}{dot}{domain}", PORT) for rank in range(ranks))
+
+
+def _number(given: Mapping[str, str], name: str, default: str = "", least: int = 1) -> int:
+    value = given.get(name, default)
+    if not value.isdigit() or int(value) < least:
+        raise SimulatorError(f"{name} must be a whole number from {least}, not {value[:40]!r}")
+    return int(value)

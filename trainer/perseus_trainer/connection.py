@@ -1,0 +1,133 @@
+"""The connection to the node's agent: the lease under which the agent sets this GPU's clock.
+
+Sending never blocks and never raises: a full buffer drops the message (the agent then sees a mismatch and unlocks), a
+lost agent is looked for again by a thread in the background. The thread only ever waits; it costs training nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import weakref
+
+from perseus_api.messages import WELCOME_BYTES, Hello, MessageError, Verdict, Welcome
+
+RETRY_SECONDS = 0.5
+RETRY_AFTER_REFUSAL_SECONDS = 5.0
+WELCOME_TIMEOUT_SECONDS = 5.0
+logger = logging.getLogger("perseus.trainer")
+
+
+class Connection:
+    """Connects in the background, again and again, and sends when connected.
+
+    Attributes:
+        dropped: messages that found no agent, or a full buffer.
+    """
+
+    def __init__(self, path: str, hello: Hello) -> None:
+        """Begin to look for the agent behind a Unix socket.
+
+        Args:
+            path: the agent's SOCK_SEQPACKET socket.
+            hello: who this process is.
+
+        Raises:
+            MessageError: the hello cannot be packed.
+        """
+        self._path = path
+        self._hello = hello.pack()
+        self._socket: socket.socket | None = None
+        self._wanted = threading.Event()
+        self._closed = False
+        self.dropped = 0
+        self._wanted.set()
+        self._start()
+        # A child must not keep the lease of its parent alive, nor share it.
+        reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(reference))
+
+    @property
+    def connected(self) -> bool:
+        """Whether an agent serves this process now."""
+        return self._socket is not None
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet if that is possible at once."""
+        current = self._socket
+        if current is None:
+            self.dropped += 1
+            return
+        try:
+            current.send(packet, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.dropped += 1
+        except OSError:
+            self.dropped += 1
+            self._lose(current)
+
+    def close(self) -> None:
+        """Give the lease up."""
+        self._closed = True
+        current, self._socket = self._socket, None
+        if current is not None:
+            current.close()
+        self._wanted.set()
+
+    def after_fork(self) -> None:
+        """In a child process: close the parent's lease here, and send nothing."""
+        self._closed = True
+        current, self._socket = self._socket, None
+        if current is not None:
+            current.close()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
+
+    def _lose(self, current: socket.socket) -> None:
+        if self._socket is current:
+            self._socket = None
+            current.close()
+            self._wanted.set()
+
+    def _keep_connected(self) -> None:
+        told = ""
+        waiting = threading.Event()
+        while True:
+            self._wanted.wait()
+            if self._closed:
+                return
+            problem, pause_seconds = self._try_once()
+            if problem != told:
+                told = problem
+                logger.log(logging.WARNING if problem else logging.INFO, problem or "connected to the node's agent")
+            if problem:
+                waiting.wait(pause_seconds)
+
+    def _try_once(self) -> tuple[str, float]:
+        """Connect; return what went wrong ("" if nothing did) and how long to wait before the next try."""
+        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            candidate.settimeout(WELCOME_TIMEOUT_SECONDS)
+            candidate.connect(self._path)
+            candidate.send(self._hello)
+            welcome = Welcome.unpack(candidate.recv(WELCOME_BYTES))
+        except (OSError, MessageError) as error:
+            candidate.close()
+            return f"no agent at {self._path} ({error}): training goes on unlocked", RETRY_SECONDS
+        if welcome.verdict is not Verdict.SERVED:
+            candidate.close()
+            return f"the agent refused: {welcome.reason}; training goes on unlocked", RETRY_AFTER_REFUSAL_SECONDS
+        self._wanted.clear()
+        self._socket = candidate
+        if self._closed:
+            self.close()
+        return "", 0.0
+
+
+def _forget(reference: weakref.ref[Connection]) -> None:
+    connection = reference()
+    if connection is not None:
+        connection.after_fork()

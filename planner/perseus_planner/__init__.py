@@ -1,1 +1,24 @@
-"""Placeholder docstring, replaced by the part's first commit."""
+"""The planner: pipeline, profile -> frontier -> plan. Pure computation; researchers import it, the optimisation pod runs it.
+
+from perseus_planner import Pipeline, frontier, plan_for_deadline
+
+found = frontier(profile, Pipeline(stages=8, microbatches=12))
+stretched = plan_for_deadline(found, 3.2)
+"""
+
+from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, NoSlowdown, Objective
+from perseus_planner.pipeline import Pipeline
+from perseus_planner.planning import PlanningError, frontier, plan, plan_for_deadline, select
+
+__all__ = [
+    "MaximumSlowdown",
+    "MinimumEnergy",
+    "NoSlowdown",
+    "Objective",
+    "Pipeline",
+    "PlanningError",
+    "frontier",
+    "plan",
+    "plan_for_deadline",
+    "select",
+]

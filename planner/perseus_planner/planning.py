@@ -1,0 +1,202 @@
+"""The planner's narrow door: profile and pipeline in, frontier and plans out.
+
+Everything that a reader of the frontier document sees is made here from measured points: times are the longest path
+at real times, energies are those of one GPU of each stage in one iteration, blocking included: sum of e_i - P_b d_i
+over all instructions, plus stages x P_b x T (Chung et al., SOSP '24, equation 3).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import numpy.typing as npt
+from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
+from perseus_api.profile import Profile
+
+from perseus_planner.costs import NANOSECONDS, CostTable, cost_table
+from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, Objective
+from perseus_planner.pipeline import Dag, Order, Pipeline, build_dag
+from perseus_planner.realise import realise
+from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
+
+Integers = npt.NDArray[np.int64]
+DEFAULT_PLANS = 160
+MAXIMUM_CLOCKS = 2_000_000  # of all plans together: keeps the document below a ConfigMap's size
+MAXIMUM_BREAKPOINTS = 2048
+
+
+class PlanningError(ValueError):
+    """The profile does not fit the pipeline; the text says what is missing."""
+
+
+def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, profile_checksum: str = "") -> Frontier:
+    """Compute the frontier of a pipeline and plans on it, from no slowdown to T*.
+
+    Args:
+        profile: measured times and energies; stages beyond the pipeline's are left out.
+        pipeline: its shape.
+        plans: how many plans at most; large pipelines get fewer, so that the document fits a ConfigMap.
+        profile_checksum: kept in the document, so that a stale frontier is recognised.
+
+    Raises:
+        PlanningError: the profile lacks a stage or an instruction.
+    """
+    orders = pipeline.orders()
+    dag = build_dag(orders)
+    missing = [key for key in dag.keys if key not in profile.measurements]
+    if missing:
+        stage, instruction = missing[0]
+        raise PlanningError(
+            f"the profile has no {instruction.value} of stage {stage}: it has {profile.stages} stages, the pipeline "
+            f"{pipeline.stages}; measure it, or lower spec.parallelism.stages"
+        )
+    costs = cost_table(profile, dag.keys)
+    document = _Document(profile, pipeline, dag, costs)
+    count = max(2, min(plans, MAXIMUM_CLOCKS // dag.nodes))
+    realised = document.plans(count)
+    return Frontier(
+        shape=PipelineShape(
+            stages=pipeline.stages,
+            microbatches=pipeline.microbatches,
+            tensor_parallel=pipeline.tensor_parallel,
+            schedule=pipeline.schedule,
+        ),
+        profile_checksum=profile_checksum,
+        blocking_power_watts=profile.header.blocking_power_watts,
+        order=tuple("".join(instruction.code for instruction, _ in order) for order in orders),
+        microbatches=tuple(tuple(microbatch for _, microbatch in order) for order in orders),
+        fastest=document.fastest(),
+        fastest_stage_joules=document.fastest_stage_joules(),
+        plans=realised,
+        breakpoint_seconds=document.breakpoint_seconds(),
+        breakpoint_joules=document.breakpoint_joules(),
+        tool_version=_version(),
+    )
+
+
+def plan(profile: Profile, pipeline: Pipeline, objective: Objective) -> RealisedPlan:
+    """Compute the plan for an objective.
+
+    Raises:
+        PlanningError: the profile lacks a stage or an instruction.
+    """
+    return select(frontier(profile, pipeline), objective)
+
+
+def select(found: Frontier, objective: Objective) -> RealisedPlan:
+    """Look the plan for an objective up."""
+    if isinstance(objective, MinimumEnergy):
+        return min(found.plans, key=lambda each: each.iteration_joules)
+    percent = objective.percent if isinstance(objective, MaximumSlowdown) else 0.0
+    limit = found.fastest.iteration_seconds * (1 + percent / 100)
+    return min(_up_to(found, limit), key=lambda each: each.iteration_joules)
+
+
+def plan_for_deadline(found: Frontier, seconds: float) -> RealisedPlan:
+    """Look the plan for a straggler's time up, in O(log n): the slowest that keeps it, never past T*.
+
+    Waiting until `seconds` costs the blocking power, whatever the plan: so the longest plan has the least energy. A
+    deadline that no plan keeps gets the fastest one.
+    """
+    place = bisect_right(found.plans, seconds, key=lambda each: each.iteration_seconds)
+    return found.plans[max(0, place - 1)]
+
+
+def _up_to(found: Frontier, seconds: float) -> tuple[RealisedPlan, ...]:
+    place = bisect_right(found.plans, seconds, key=lambda each: each.iteration_seconds)
+    return found.plans[: max(1, place)]
+
+
+class _Document:
+    """The frontier's parts, computed once."""
+
+    def __init__(self, profile: Profile, pipeline: Pipeline, dag: Dag, costs: CostTable) -> None:
+        self._watts = profile.header.blocking_power_watts
+        self._pipeline = pipeline
+        self._dag = dag
+        self._costs = costs
+        fastest = np.array([option.nanoseconds for option in costs.fastest], dtype=np.int64)[dag.kind]
+        self._fastest_nanoseconds = fastest
+        self._shortest = longest_path(dag, fastest)
+        cheapest = np.array([options[-1].nanoseconds for options in costs.options], dtype=np.int64)[dag.kind]
+        self._longest = max(self._shortest, longest_path(dag, cheapest))
+        self._sweep: Sweep | None = None
+
+    def plans(self, count: int) -> tuple[RealisedPlan, ...]:
+        """Realise plans at evenly spaced times from no slowdown to T*; each cheaper than the one before, waiting included."""
+        targets = np.unique(np.linspace(self._shortest, self._longest, count).astype(np.int64))[::-1]
+        self._sweep = sweep(self._dag, self._costs, targets)
+        found: list[RealisedPlan] = []
+        start, nanoseconds, joules = self._costs.option_arrays()
+        best = np.inf
+        for target, events in zip(targets[::-1], self._sweep.events[::-1], strict=True):
+            options = realise(self._dag, self._costs, events, int(target)) + start[self._dag.kind]
+            cost = float(joules[options].sum())
+            if cost < best:
+                best = cost
+                found.append(self._realised(nanoseconds[options], cost, self._clocks(options - start[self._dag.kind])))
+        found.sort(key=lambda each: each.iteration_seconds)
+        return tuple(found)
+
+    def fastest(self) -> RealisedPlan:
+        """Every instruction at its highest clock."""
+        cost = float(np.array([option.cost_joules for option in self._costs.fastest])[self._dag.kind].sum())
+        clocks = np.array([option.clock_megahertz for option in self._costs.fastest], dtype=np.int64)[self._dag.kind]
+        return self._realised(self._fastest_nanoseconds, cost, clocks)
+
+    def fastest_stage_joules(self) -> tuple[float, ...]:
+        """Energy of one GPU of each stage when everything runs at its highest clock."""
+        joules = np.array([option.cost_joules for option in self._costs.fastest])[self._dag.kind]
+        waiting = self._watts * self._shortest / NANOSECONDS
+        return tuple(float(joules[self._dag.stage == stage].sum()) + waiting for stage in range(self._pipeline.stages))
+
+    def breakpoint_seconds(self) -> tuple[float, ...]:
+        """Times of the relaxation's breakpoints, growing."""
+        return tuple(float(each) / NANOSECONDS for each in self._breakpoints())
+
+    def breakpoint_joules(self) -> tuple[float, ...]:
+        """Energies of the relaxation at those times, falling: for a given time, waiting until T* costs the same for all."""
+        assert self._sweep is not None  # noqa: S101 - plans() comes first
+        longest = float(self._sweep.nanoseconds[0])
+        waiting = self._pipeline.stages * self._watts * longest / NANOSECONDS
+        return tuple(max(0.0, self._sweep.cost_at(float(each)) + waiting) for each in self._breakpoints())
+
+    def _breakpoints(self) -> Integers:
+        assert self._sweep is not None  # noqa: S101
+        times = self._sweep.nanoseconds[::-1]
+        times = times[times >= self._shortest]
+        if len(times) > MAXIMUM_BREAKPOINTS:
+            times = times[np.unique(np.linspace(0, len(times) - 1, MAXIMUM_BREAKPOINTS).astype(np.int64))]
+        return times
+
+    def _realised(self, nanoseconds: Integers, cost_joules: float, clocks: Integers) -> RealisedPlan:
+        time = int(finish_times(self._dag.before_start, self._dag.before, nanoseconds).max())
+        waiting = self._pipeline.stages * self._watts * time / NANOSECONDS
+        assert self._sweep is not None  # noqa: S101
+        by_stage: list[list[int]] = [[0] * len(order) for order in self._orders()]
+        for stage, position, clock in zip(self._dag.stage, self._dag.position, clocks, strict=True):
+            by_stage[stage][position] = int(clock)
+        return RealisedPlan(
+            iteration_seconds=time / NANOSECONDS,
+            iteration_joules=cost_joules + waiting,
+            bound_joules=max(0.0, self._sweep.cost_at(time) + waiting),
+            clocks=tuple(tuple(each) for each in by_stage),
+        )
+
+    def _clocks(self, options: Integers) -> Integers:
+        table = [[option.clock_megahertz for option in each] for each in self._costs.options]
+        return np.array(
+            [table[kind][option] for kind, option in zip(self._dag.kind, options, strict=True)], dtype=np.int64
+        )
+
+    def _orders(self) -> tuple[Order, ...]:
+        return self._pipeline.orders()
+
+
+def _version() -> str:
+    try:
+        return version("perseus-operator")
+    except PackageNotFoundError:
+        return ""

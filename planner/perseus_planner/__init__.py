@@ -1,4 +1,4 @@
-"""The planner: pipeline, profile -> frontier -> plan. Pure computation; researchers import it, the optimisation pod runs it.
+"""The planner: pipeline, profile -> frontier -> plan. Pure computation, for researchers and the optimisation pod.
 
 from perseus_planner import Pipeline, frontier, plan_for_deadline
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class CostTable:
         start = np.zeros(len(self.hulls) + 1, dtype=np.int64)
         start[1:] = np.cumsum([len(each.lengths) for each in self.hulls])
         lengths = np.array([length for each in self.hulls for length in each.lengths], dtype=np.int64)
-        cumulative = np.concatenate([np.cumsum(each.capacities[:-1] + (0,)) for each in self.hulls]).astype(np.int64)
+        cumulative = np.concatenate([np.cumsum((*each.capacities[:-1], 0)) for each in self.hulls]).astype(np.int64)
         cumulative[start[1:] - 1] = UNBOUNDED
         return start, lengths, cumulative
 
@@ -114,7 +115,7 @@ def convex_hull(points: Sequence[Option]) -> Hull:
                 * MICROWATTS
             ),
         )
-        for left, right in zip(corners, corners[1:], strict=False)
+        for left, right in pairwise(corners)
     ]
     slopes = [int(each) for each in np.maximum.accumulate(slopes[::-1])][::-1]
     rising = slopes[::-1]

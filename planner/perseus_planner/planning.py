@@ -125,7 +125,7 @@ class _Document:
         self._sweep: Sweep | None = None
 
     def plans(self, count: int) -> tuple[RealisedPlan, ...]:
-        """Realise plans at evenly spaced times from no slowdown to T*; each cheaper than the one before, waiting included."""
+        """Realise plans at evenly spaced times from no slowdown to T*; each cheaper than the one before."""
         targets = np.unique(np.linspace(self._shortest, self._longest, count).astype(np.int64))[::-1]
         self._sweep = sweep(self._dag, self._costs, targets)
         found: list[RealisedPlan] = []
@@ -157,7 +157,7 @@ class _Document:
         return tuple(float(each) / NANOSECONDS for each in self._breakpoints())
 
     def breakpoint_joules(self) -> tuple[float, ...]:
-        """Energies of the relaxation at those times, falling: for a given time, waiting until T* costs the same for all."""
+        """Energies of the relaxation at those times, waiting until T* included: falling."""
         assert self._sweep is not None  # noqa: S101 - plans() comes first
         longest = float(self._sweep.nanoseconds[0])
         waiting = self._pipeline.stages * self._watts * longest / NANOSECONDS

@@ -1,0 +1,131 @@
+"""Energy and time of one rank, iteration by iteration, from the GPU's energy counter. Pure.
+
+An iteration goes from one begin to the next, so that the counter's differences telescope and its refresh of about 100
+ms does not add up. Iteration 0 warms up and is not counted. The baseline of an iteration (docs: design, Savings) is
+the measured energy of an unlocked one, plus blocking power times the time beyond the unlocked duration; without a
+measured one it is predicted, and said to be.
+"""
+
+from __future__ import annotations
+
+from perseus_api.messages import Boundary, BoundaryKind
+
+from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
+
+MEASURED, PREDICTED = "measured", "predicted"
+_NANOSECONDS = 1_000_000_000
+
+
+class RankAccount:
+    """The books of one rank.
+
+    Attributes:
+        energy_joules: of counted iterations.
+        iterations: how many were counted.
+        baseline_joules: what the same iterations would have cost unlocked, by source.
+        iteration: index of the iteration that runs now; -1 before the first.
+        iteration_seconds: duration of the last whole iteration.
+        pipeline_seconds: first forward's begin to last backward's end of the last iteration; None before the first.
+        begin_wall_seconds: wall-clock time at which the current iteration began.
+    """
+
+    def __init__(self) -> None:
+        """Open the books."""
+        self.energy_joules = 0.0
+        self.iterations = 0
+        self.baseline_joules: dict[str, float] = {}
+        self.iteration = -1
+        self.iteration_seconds: float | None = None
+        self.pipeline_seconds: float | None = None
+        self.begin_wall_seconds: float | None = None
+        self._unlocked_joules = 0.0
+        self._unlocked_seconds = 0.0
+        self._unlocked_iterations = 0
+        self._begin: tuple[int, int, float] | None = None  # iteration, nanoseconds, joules
+        self._was_locked = False
+        self._first_forward: int | None = None
+        self._last_backward: int | None = None
+
+    @property
+    def unlocked_iteration_joules(self) -> float | None:
+        """Mean measured energy of an unlocked iteration."""
+        return self._unlocked_joules / self._unlocked_iterations if self._unlocked_iterations else None
+
+    @property
+    def unlocked_iteration_seconds(self) -> float | None:
+        """Mean measured duration of an unlocked iteration."""
+        return self._unlocked_seconds / self._unlocked_iterations if self._unlocked_iterations else None
+
+    def interrupted(self) -> None:
+        """The trainer's connection ended: the iteration under way is not counted."""
+        self._begin = None
+
+    def locked(self) -> None:
+        """The GPU is locked at some moment of this iteration."""
+        self._was_locked = True
+
+    def begin_iteration(
+        self, boundary: Boundary, joules: float | None, wall_seconds: float, plan: RankPlan | None
+    ) -> None:
+        """Close the iteration before and open the next.
+
+        Args:
+            boundary: the begin of the next.
+            joules: the GPU's energy counter, None if it could not be read.
+            wall_seconds: wall-clock time.
+            plan: whose blocking power and predictions hold for the iteration before.
+        """
+        if self._begin is not None and joules is not None and boundary.iteration == self._begin[0] + 1:
+            iteration, begin, before = self._begin
+            seconds = (boundary.time_nanoseconds - begin) / _NANOSECONDS
+            self.iteration_seconds = seconds
+            if iteration > 0 and joules >= before and seconds > 0:
+                self._count(joules - before, seconds, plan)
+        self.iteration = boundary.iteration
+        self.begin_wall_seconds = wall_seconds
+        self._begin = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
+        self._was_locked = False
+        self._first_forward = self._last_backward = None
+
+    def instruction(self, boundary: Boundary, order_finished: bool) -> None:
+        """Take an instruction's boundary for the pipeline's time.
+
+        Args:
+            boundary: begin or end of an instruction.
+            order_finished: the plan's order says that nothing follows in this iteration.
+        """
+        if self._first_forward is None and is_first_forward(boundary):
+            self._first_forward = boundary.time_nanoseconds
+        if is_backward_end(boundary):
+            self._last_backward = boundary.time_nanoseconds
+            if order_finished:
+                self._publish()
+
+    def end_iteration(self, boundary: Boundary) -> None:
+        """Take an iteration's end: whatever came last was the last."""
+        if boundary.kind is BoundaryKind.ITERATION_END:
+            self._publish()
+
+    def _publish(self) -> None:
+        if self._first_forward is not None and self._last_backward is not None:
+            self.pipeline_seconds = (self._last_backward - self._first_forward) / _NANOSECONDS
+
+    def _count(self, joules: float, seconds: float, plan: RankPlan | None) -> None:
+        self.energy_joules += joules
+        self.iterations += 1
+        if not self._was_locked:
+            self._unlocked_joules += joules
+            self._unlocked_seconds += seconds
+            self._unlocked_iterations += 1
+            self._add_baseline(MEASURED, joules)
+            return
+        blocking = plan.blocking_watts if plan is not None else 0.0
+        measured_joules, measured_seconds = self.unlocked_iteration_joules, self.unlocked_iteration_seconds
+        if measured_joules is not None and measured_seconds is not None:
+            self._add_baseline(MEASURED, measured_joules + blocking * max(0.0, seconds - measured_seconds))
+        elif plan is not None:
+            beyond = max(0.0, seconds - plan.predicted_seconds)
+            self._add_baseline(PREDICTED, plan.predicted_joules + blocking * beyond)
+
+    def _add_baseline(self, source: str, joules: float) -> None:
+        self.baseline_joules[source] = self.baseline_joules.get(source, 0.0) + joules

@@ -1,0 +1,96 @@
+"""The agent's life: take the journal, give back what is left in it, watch, serve, and give everything back at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from perseus_daemonset.cluster import ClusterWatch
+from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.metrics import METRICS, AgentCollector
+from perseus_daemonset.nvml import Nvml
+from perseus_daemonset.ownership import PodResources
+from perseus_daemonset.plans import PlanStore
+from perseus_daemonset.pods import PodTable
+from perseus_daemonset.registry import Registry
+from perseus_daemonset.release import release_journalled
+from perseus_daemonset.server import Server
+from perseus_daemonset.web import serve_pages
+
+# A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
+SWITCH_INTERVAL_SECONDS = 0.0005
+_READY_WAIT_SECONDS = 0.2
+logger = logging.getLogger("perseus.agent")
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Where the agent finds things.
+
+    Attributes:
+        node: name of this node.
+        operator_namespace: where the plans are.
+        socket: the agent's own socket.
+        journal: folder of the journal, on the host.
+        pod_resources: folder of the kubelet's PodResources socket.
+        port: of the metrics page.
+        changes_per_second: bound on clock changes of each GPU.
+    """
+
+    node: str
+    operator_namespace: str
+    socket: Path
+    journal: Path
+    pod_resources: Path
+    port: int
+    changes_per_second: float
+
+
+def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
+    """Run until told to stop.
+
+    Raises:
+        HardwareError: NVML does not answer; the pod restarts, which is what helps.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    journal = Journal(settings.journal)
+    with sole_holder(settings.journal):
+        nvml = Nvml()
+        release_journalled(journal, nvml)
+        plans, pods = PlanStore(), PodTable()
+        registry = Registry(nvml, journal, plans, settings.changes_per_second)
+        pods.on_gone = registry.pod_gone
+        METRICS.register(AgentCollector(registry, plans))
+        cluster = ClusterWatch(settings.node, settings.operator_namespace, pods, plans)
+        cluster.start()
+
+        def healthy() -> str:
+            try:
+                nvml.driver_version()
+            except HardwareError as error:
+                return str(error)
+            return ""
+
+        def ready() -> str:
+            return healthy() or ("" if cluster.ready else "pods and plans are not listed yet")
+
+        pages = serve_pages(settings.port, METRICS, healthy, ready)
+        # A trainer that connects before the pods are known would be refused for nothing.
+        while not cluster.ready and not stopped.is_set():
+            stopped.wait(_READY_WAIT_SECONDS)
+        server = Server(settings.socket, registry, pods, PodResources(settings.pod_resources).claims)
+        server.start()
+        logger.info("serving %s on node %s", settings.socket, settings.node)
+        try:
+            stopped.wait()
+        finally:
+            server.close()
+            registry.end_all()
+            release_journalled(journal, nvml)
+            cluster.stop()
+            pages.shutdown()
+            logger.info("every clock was given back")

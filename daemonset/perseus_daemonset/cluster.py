@@ -1,0 +1,131 @@
+"""The agent's eyes on the API server, and the only module that imports kubernetes: pods of this node, plans of the operator.
+
+Two watches, each in a thread: list, then watch from there, list again after any break. When the API is gone
+everything stays as it
+was: a plan in force goes on, no clock changes because of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from kubernetes import client, config, watch
+from perseus_api import names
+
+from perseus_daemonset.plans import PlanStore
+from perseus_daemonset.pods import Pod, PodTable
+
+WATCH_SECONDS = 300
+RETRY_SECONDS = 1.0
+logger = logging.getLogger("perseus.agent")
+
+
+class ClusterWatch:
+    """Keeps a pod table and a plan store true to the API."""
+
+    def __init__(self, node: str, operator_namespace: str, pods: PodTable, plans: PlanStore) -> None:
+        """Watch the pods of one node, and the plans in the operator's namespace."""
+        self._node = node
+        self._namespace = operator_namespace
+        self._pods = pods
+        self._plans = plans
+        self._stopped = threading.Event()
+        self._listed = {"pods": threading.Event(), "plans": threading.Event()}
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything was listed once."""
+        return all(event.is_set() for event in self._listed.values())
+
+    def start(self) -> None:
+        """Begin to watch.
+
+        Raises:
+            kubernetes.config.ConfigException: there are no credentials.
+        """
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+        for name, run in (("pods", self._watch_pods), ("plans", self._watch_plans)):
+            threading.Thread(target=self._forever, args=(name, run), name=f"watch-{name}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop after the current event."""
+        self._stopped.set()
+
+    def _forever(self, name: str, run: Callable[[], None]) -> None:
+        while not self._stopped.is_set():
+            try:
+                run()
+            except Exception as error:  # noqa: BLE001 - whatever breaks a watch, the answer is a new one
+                logger.warning("watching %s broke (%s); everything stays as it is", name, _brief(error))
+                self._stopped.wait(RETRY_SECONDS)
+
+    def _watch_pods(self) -> None:
+        api = client.CoreV1Api()
+        selector = f"spec.nodeName={self._node}"
+        listed = self._list(api.list_pod_for_all_namespaces, field_selector=selector)
+        self._pods.replace([Pod.of(item) for item in listed["items"]])
+        self._listed["pods"].set()
+        for kind, item in self._events(api.list_pod_for_all_namespaces, listed, field_selector=selector):
+            if kind == "DELETED":
+                self._pods.remove(item["metadata"]["uid"])
+            else:
+                self._pods.put(Pod.of(item))
+
+    def _watch_plans(self) -> None:
+        api = client.CoreV1Api()
+        selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
+        listed = self._list(api.list_namespaced_config_map, self._namespace, label_selector=selector)
+        for item in listed["items"]:
+            self._take_plan(item)
+        self._plans.replace({item["metadata"]["name"] for item in listed["items"]})
+        self._listed["plans"].set()
+        for kind, item in self._events(
+            api.list_namespaced_config_map, listed, self._namespace, label_selector=selector
+        ):
+            if kind == "DELETED":
+                self._plans.remove(item["metadata"]["name"])
+            else:
+                self._take_plan(item)
+
+    def _take_plan(self, item: dict[str, Any]) -> None:
+        metadata = item["metadata"]
+        labels = metadata.get("labels") or {}
+        encoded = (item.get("binaryData") or {}).get(names.PLAN_KEY)
+        try:
+            data = None if encoded is None else base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            data = b""
+        claimed = (labels.get(names.LABEL_JOB_NAMESPACE, ""), labels.get(names.LABEL_JOB, ""))
+        self._plans.put(metadata["name"], claimed, data)
+
+    def _list(self, call: Callable[..., Any], *arguments: str, **selectors: str) -> dict[str, Any]:
+        answer = call(*arguments, **selectors, _preload_content=False, _request_timeout=30)
+        listed: dict[str, Any] = json.loads(answer.data)
+        return listed
+
+    def _events(self, call: Callable[..., Any], listed: dict[str, Any], *arguments: str, **selectors: str) -> Any:
+        stream = watch.Watch().stream(
+            call,
+            *arguments,
+            **selectors,
+            resource_version=listed["metadata"]["resourceVersion"],
+            timeout_seconds=WATCH_SECONDS,
+            _request_timeout=WATCH_SECONDS + 30,
+        )
+        for event in stream:
+            if self._stopped.is_set():
+                return
+            yield event["type"], event["raw_object"]
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

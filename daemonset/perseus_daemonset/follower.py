@@ -1,0 +1,174 @@
+"""Follows one rank through its plan: from what the trainer says to the clock that should hold now. Pure.
+
+Every agent applies the same rule to the same documents, so all stages of a pipeline change plans together: in
+iteration n the newest accepted plan holds whose first iteration is at most n; else the one before stays; else the GPU
+is unlocked. On any doubt (the trainer does not do what the plan says) the GPU is unlocked for the rest of the
+iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perseus_api.instructions import Instruction
+from perseus_api.messages import Boundary, BoundaryKind
+from perseus_api.plan import Plan
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One rank's part of a plan: instructions by letter, and their clocks in MHz (0: none)."""
+
+    generation: int
+    first_iteration: int
+    order: str
+    clocks: tuple[int, ...]
+    blocking_watts: float
+    predicted_seconds: float
+    predicted_joules: float
+
+    @classmethod
+    def of(cls, plan: Plan, pipeline: int, stage: int) -> RankPlan:
+        """Cut a rank's part out of a plan.
+
+        Raises:
+            IndexError: the plan has no such pipeline or stage.
+        """
+        return cls(
+            generation=plan.generation,
+            first_iteration=plan.first_iteration,
+            order=plan.order[stage],
+            clocks=plan.clocks_of(pipeline, stage),
+            blocking_watts=plan.baseline.blocking_power_watts,
+            predicted_seconds=plan.baseline.iteration_seconds,
+            predicted_joules=plan.baseline.stage_joules[stage],
+        )
+
+
+class Follower:
+    """The state of one rank.
+
+    Attributes:
+        late: plan changes made after the iteration that the plan named.
+        mismatches: iterations in which the trainer did not follow the plan's order.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a plan."""
+        self.late = 0
+        self.mismatches = 0
+        self._newest: RankPlan | None = None
+        self._active: RankPlan | None = None
+        self._position = 0
+        self._in_iteration = False
+        self._astray = False
+        self._last_begun = -1
+
+    @property
+    def accepted_generation(self) -> int:
+        """Generation of the newest plan, 0 without one."""
+        return self._newest.generation if self._newest else 0
+
+    @property
+    def active_generation(self) -> int:
+        """Generation of the plan that sets clocks now, 0 without one."""
+        return self._active.generation if self._active else 0
+
+    @property
+    def reference(self) -> RankPlan | None:
+        """The plan whose predictions and blocking power hold: the active one, else the newest."""
+        return self._active or self._newest
+
+    @property
+    def finished_order(self) -> bool:
+        """Whether every instruction of the plan's order has ended in this iteration."""
+        plan = self.reference
+        return plan is not None and not self._astray and self._position == len(plan.order)
+
+    def offer(self, plan: RankPlan | None) -> int | None:
+        """Take the newest plan (None: it was withdrawn); return the clock that should hold now (None: unlocked)."""
+        self._newest = plan
+        if plan is None:
+            self._active = None
+            return None
+        if self._active is None and self._in_iteration:
+            # Where the trainer is in this order is not known before the next iteration begins.
+            self._astray = True
+        return self._wish()
+
+    def follow(self, boundary: Boundary) -> int | None:
+        """Take one boundary; return the clock in MHz that should hold from now on, None for unlocked."""
+        kind = boundary.kind
+        if kind is BoundaryKind.ITERATION_BEGIN:
+            self._begin(boundary.iteration)
+        elif kind is BoundaryKind.ITERATION_END:
+            self._end()
+        elif self._in_iteration:
+            self._instruct(boundary)
+        return self._wish()
+
+    def _begin(self, iteration: int) -> None:
+        if self._in_iteration and not self._astray:
+            self._check_finished()
+        chosen = self._for_iteration(iteration)
+        if chosen is not None and chosen is not self._active and self._last_begun >= chosen.first_iteration:
+            self.late += 1
+        self._last_begun = iteration
+        self._active = chosen
+        self._position = 0
+        self._in_iteration = True
+        self._astray = False
+
+    def _end(self) -> None:
+        if self._in_iteration and not self._astray:
+            self._check_finished()
+        self._in_iteration = False
+
+    def _instruct(self, boundary: Boundary) -> None:
+        plan = self.reference
+        if plan is None or self._astray or boundary.instruction is None:
+            return
+        expected = plan.order[self._position] if self._position < len(plan.order) else ""
+        if boundary.instruction.code != expected:
+            self._stray()
+        elif boundary.kind is BoundaryKind.INSTRUCTION_END:
+            self._position += 1
+
+    def _check_finished(self) -> None:
+        plan = self.reference
+        if plan is not None and self._position != len(plan.order):
+            self._stray()
+
+    def _stray(self) -> None:
+        self._astray = True
+        self.mismatches += 1
+
+    def _for_iteration(self, iteration: int) -> RankPlan | None:
+        if self._newest is not None and self._newest.first_iteration <= iteration:
+            return self._newest
+        return self._active
+
+    def _wish(self) -> int | None:
+        plan = self._active
+        if plan is None or self._astray:
+            return None
+        # The next instruction with a clock; after the last one, the first of the next iteration.
+        for position in (*range(self._position, len(plan.order)), *range(len(plan.order))):
+            clock: int = plan.clocks[position]
+            if clock:
+                return clock
+        return None
+
+
+def is_first_forward(boundary: Boundary) -> bool:
+    """Whether a boundary can begin a pipeline's measured time: the begin of a forward."""
+    return boundary.kind is BoundaryKind.INSTRUCTION_BEGIN and boundary.instruction is Instruction.FORWARD
+
+
+def is_backward_end(boundary: Boundary) -> bool:
+    """Whether a boundary can end a pipeline's measured time: the end of a backward of any kind."""
+    return boundary.kind is BoundaryKind.INSTRUCTION_END and boundary.instruction in (
+        Instruction.BACKWARD,
+        Instruction.BACKWARD_INPUT,
+        Instruction.BACKWARD_WEIGHT,
+    )

@@ -1,0 +1,82 @@
+"""``perseus-agent``: the DaemonSet's two containers, and a person's way to give clocks back."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from perseus_api import names
+
+from perseus_daemonset.agent import AgentSettings, run_agent
+from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.journal import Journal
+from perseus_daemonset.nvml import Nvml
+from perseus_daemonset.release import release_journalled
+from perseus_daemonset.watchdog import watch
+
+ENV_JOURNAL = "PERSEUS_JOURNAL_FOLDER"
+ENV_POD_RESOURCES = "PERSEUS_POD_RESOURCES_FOLDER"
+ENV_NODE = "PERSEUS_NODE_NAME"
+ENV_OPERATOR_NAMESPACE = "PERSEUS_OPERATOR_NAMESPACE"
+ENV_PORT = "PERSEUS_METRICS_PORT"
+ENV_RATE = "PERSEUS_CLOCK_CHANGES_PER_SECOND"
+DEFAULT_PORT = 9410
+DEFAULT_CHANGES_PER_SECOND = 20.0
+
+
+def main() -> int:
+    """Run a command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="perseus-agent", description="Sets GPU clocks as the plan says.")
+    parser.add_argument("command", choices=["run", "watchdog", "release"])
+    command = parser.parse_args().command
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    journal = Path(os.environ.get(ENV_JOURNAL, names.JOURNAL_FOLDER))
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        if command == "run":
+            run_agent(_settings(journal), stopped)
+        elif command == "watchdog":
+            _end_with_the_container()
+            watch(journal, stopped)
+        else:
+            return 1 if release_journalled(Journal(journal), Nvml()) else 0
+    except (HardwareError, ValueError, OSError) as error:
+        print(f"perseus-agent {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _settings(journal: Path) -> AgentSettings:
+    return AgentSettings(
+        node=_variable(ENV_NODE),
+        operator_namespace=_variable(ENV_OPERATOR_NAMESPACE),
+        socket=Path(os.environ.get(names.ENV_SOCKET, names.SOCKET_PATH)),
+        journal=journal,
+        pod_resources=Path(os.environ.get(ENV_POD_RESOURCES, names.POD_RESOURCES_FOLDER)),
+        port=int(os.environ.get(ENV_PORT, DEFAULT_PORT)),
+        changes_per_second=float(os.environ.get(ENV_RATE, DEFAULT_CHANGES_PER_SECOND)),
+    )
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise ValueError(f"{name} is not set: the chart sets it")
+    return value
+
+
+def _end_with_the_container() -> None:
+    """The watchdog waits in the kernel for a file lock: a signal must end it there, and it owes nobody anything."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

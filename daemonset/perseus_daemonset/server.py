@@ -1,0 +1,178 @@
+"""The agent's socket: who connects is identified by the kernel, checked against the API and the kubelet, then served.
+
+Everything about a connection is bounded: how many there are, how long a hello may take, how large a message is. A
+refused peer gets a reason and nothing else; the others notice nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Hello, MessageError, Verdict, Welcome
+
+from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.identity import Peer, UnknownPeer, identify
+from perseus_daemonset.lease import Lease, RankKey
+from perseus_daemonset.ownership import DeviceClaim, NotOwned, owned_gpu
+from perseus_daemonset.pods import Pod, PodTable
+from perseus_daemonset.registry import Registry
+
+MAXIMUM_CONNECTIONS = 256
+HELLO_TIMEOUT_SECONDS = 2.0
+POD_TIMEOUT_SECONDS = 3.0
+OWNERSHIP_TIMEOUT_SECONDS = 5.0
+OWNERSHIP_RETRY_SECONDS = 0.5
+logger = logging.getLogger("perseus.agent")
+
+
+class Refused(Exception):
+    """A peer is not served.
+
+    Attributes:
+        reason: a short name for metrics.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        """Name the refusal by a short reason and a sentence."""
+        super().__init__(text)
+        self.reason = reason
+
+
+class Server:
+    """Accepts connections and turns them into leases."""
+
+    def __init__(
+        self,
+        path: Path,
+        registry: Registry,
+        pods: PodTable,
+        claims: Callable[[], list[DeviceClaim]],
+        identify_peer: Callable[[socket.socket], Peer] = identify,
+    ) -> None:
+        """Serve on a Unix socket.
+
+        Args:
+            path: of the socket; one that a dead agent left is replaced.
+            registry: of leases.
+            pods: of this node.
+            claims: asks the kubelet who owns which GPU.
+            identify_peer: who is at the other end, by the kernel.
+        """
+        self._registry = registry
+        self._pods = pods
+        self._claims = claims
+        self._identify = identify_peer
+        self._path = path
+        self._places = threading.BoundedSemaphore(MAXIMUM_CONNECTIONS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._listener.bind(str(draft))
+        # Training processes run as any user; who is served is decided by what the kernel says of them.
+        os.chmod(draft, 0o666)  # noqa: S103
+        self._listener.listen(128)
+        os.replace(draft, path)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._places.acquire(blocking=False):
+                self._registry.refuse("too_many")
+                connection.close()
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="lease", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            lease = self._admit(connection)
+            if lease is None:
+                return
+            logger.info("%s serves pipeline %d stage %d of %s/%s", lease.key.gpu, lease.key.pipeline, lease.key.stage,
+                        lease.key.namespace, lease.key.job)  # fmt: skip
+            try:
+                why = lease.run()
+            finally:
+                self._registry.finished(lease)
+            logger.info("%s: the lease of pod %s ended (%s)", lease.key.gpu, lease.key.pod, why)
+        finally:
+            self._places.release()
+
+    def _admit(self, connection: socket.socket) -> Lease | None:
+        """Return the lease of a peer that may have one; answer and close the others."""
+        try:
+            connection.settimeout(HELLO_TIMEOUT_SECONDS)
+            # Before the first message: whoever sends it, the connection is this process's.
+            peer = self._identify(connection)
+            hello = Hello.unpack(connection.recv(MAXIMUM_MESSAGE_BYTES + 1))
+            pod = self._pod(peer, hello)
+            gpu = self._gpu(pod, hello)
+            key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, gpu)
+            if self._registry.controller(gpu).gpu.is_partitioned():
+                raise Refused("mig", f"{gpu} is in MIG mode: only whole GPUs are served")
+            lease = self._registry.serve(
+                key, pod, lambda controller, account: Lease(key, pod, connection, controller, account)
+            )
+        except (Refused, NotOwned, UnknownPeer, MessageError, HardwareError, ValueError, OSError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "code", None) or _REASONS.get(type(error), "peer")
+            self._registry.refuse(reason)
+            logger.info("refused a connection (%s): %s", reason, error)
+            with contextlib.suppress(OSError):
+                connection.send(Welcome(Verdict.REFUSED, str(error)).pack(), socket.MSG_DONTWAIT)
+            connection.close()
+            return None
+        with contextlib.suppress(OSError):
+            connection.send(Welcome(Verdict.SERVED).pack(), socket.MSG_DONTWAIT)
+        return lease
+
+    def _pod(self, peer: Peer, hello: Hello) -> Pod:
+        pod = self._pods.find(peer.pod_uid, POD_TIMEOUT_SECONDS)
+        if pod is None:
+            raise Refused("unknown_pod", f"pod {peer.pod_uid} is not known on this node")
+        if not pod.job:
+            raise Refused("no_label", f"pod {pod.namespace}/{pod.name} belongs to no PerseusJob")
+        if (pod.namespace, pod.job) != (hello.namespace, hello.job):
+            raise Refused("other_job", f"pod {pod.namespace}/{pod.name} belongs to job {pod.job}")
+        if pod.is_finished:
+            raise Refused("finished", f"pod {pod.namespace}/{pod.name} is finished")
+        if pod.rank is not None and pod.stages is not None:
+            degree = pod.tensor_parallel or 1
+            claimed = (hello.pipeline * pod.stages + hello.stage) * degree + hello.tensor_rank
+            if hello.stage >= pod.stages or hello.tensor_rank >= degree or claimed != pod.rank:
+                raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is rank {pod.rank}, not {claimed}")
+        return pod
+
+    def _gpu(self, pod: Pod, hello: Hello) -> str:
+        """Ask the kubelet, whose list may lag a little behind a container's start."""
+        deadline = time.monotonic() + OWNERSHIP_TIMEOUT_SECONDS
+        while True:
+            try:
+                return owned_gpu(pod, hello.gpu_uuid, self._claims(), self._pods)
+            except NotOwned as error:
+                if error.reason not in ("no_gpu", "kubelet_unavailable") or time.monotonic() > deadline:
+                    raise
+            time.sleep(OWNERSHIP_RETRY_SECONDS)
+
+
+_REASONS: dict[type[Exception], str] = {MessageError: "bad_hello", ValueError: "leased", UnknownPeer: "unknown_peer"}

@@ -1,4 +1,4 @@
-"""The agent's life: take the journal, give back what is left in it, watch, serve, and give everything back at the end."""
+"""The agent's life: take the journal, give back what is left in it, watch, serve, give everything back at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent's eyes on the API server, and the only module that imports kubernetes: pods of this node, plans of the operator.
+"""The agent's eyes on the API server, and the only module that imports kubernetes: its node's pods, and plans.
 
 Two watches, each in a thread: list, then watch from there, list again after any break. When the API is gone
 everything stays as it

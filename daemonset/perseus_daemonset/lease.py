@@ -1,8 +1,7 @@
-"""One trainer's connection, which is its lease on one GPU's clock: while it is open the plan is followed, when it ends the clock is
-given back.
+"""One trainer's connection is its lease on one GPU's clock: while it is open the plan is followed.
 
-A thread of its own reads the connection: the NVML call of a boundary is made by whoever read the boundary, and what
-has queued up meanwhile is read before the next call (the newest wish wins).
+A thread of its own reads the connection: the NVML call of a boundary is made by whoever read the boundary, and what has
+queued up meanwhile is read before the next call (the newest wish wins).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the part's first commit."""
+"""The operator: watches PerseusJobs, keeps their child objects, and replans when a pipeline straggles."""

@@ -1,0 +1,252 @@
+"""The child objects of a PerseusJob, as documents. Pure: equal jobs give equal documents.
+
+Each carries the job's label and a hash of its own content, so that an object that is already right is not written
+again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+from perseus_api import names
+from perseus_api.job import PerseusJobSpec
+
+from perseus_operator.settings import Settings
+
+Document = dict[str, Any]
+ANNOTATION_HASH = f"{names.GROUP}/content-hash"
+COMPONENT_OPTIMISER, COMPONENT_TRAINER = "optimiser", "trainer"
+ENV_SHAPE = "PERSEUS_SHAPE"
+ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
+ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
+PROFILE_FOLDER = "/profile"
+_BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
+_KEEP_OPTIMISER_SECONDS = 3600
+
+
+class Builder:
+    """Makes the documents of one job."""
+
+    def __init__(self, job: Document, spec: PerseusJobSpec, settings: Settings) -> None:
+        """Build for a job as the API serves it."""
+        metadata = job["metadata"]
+        self.namespace: str = metadata["namespace"]
+        self.name: str = metadata["name"]
+        self.uid: str = metadata["uid"]
+        self._spec = spec
+        self._settings = settings
+
+    @property
+    def optimiser_name(self) -> str:
+        """Name of the optimisation pod's ServiceAccount, Role and RoleBinding."""
+        return f"{self.name}-optimiser"
+
+    def optimiser_job_name(self, checksum: str) -> str:
+        """Name of the optimisation Job: another profile or shape is another Job."""
+        digest = hashlib.sha256(f"{checksum} {self._shape()} {self._settings.optimiser_image}".encode()).hexdigest()
+        return f"{self.optimiser_name[:50]}-{digest[:8]}"
+
+    def frontier_config_map(self) -> Document:
+        """Return the ConfigMap that the optimisation pod fills; its content is the pod's, not ours."""
+        name = names.frontier_config_map_name(self.name)
+        document = self._child("v1", "ConfigMap", name, COMPONENT_OPTIMISER)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_FRONTIER
+        return _hashed(document)
+
+    def optimiser_access(self) -> list[Document]:
+        """Return the optimisation pod's ServiceAccount and the right to fill one ConfigMap."""
+        group = "rbac.authorization.k8s.io"
+        account = self._child("v1", "ServiceAccount", self.optimiser_name, COMPONENT_OPTIMISER)
+        account["automountServiceAccountToken"] = False
+        role = self._child(f"{group}/v1", "Role", self.optimiser_name, COMPONENT_OPTIMISER)
+        role["rules"] = [
+            {
+                "apiGroups": [""],
+                "resources": ["configmaps"],
+                "resourceNames": [names.frontier_config_map_name(self.name)],
+                "verbs": ["get", "patch"],
+            }
+        ]
+        binding = self._child(f"{group}/v1", "RoleBinding", self.optimiser_name, COMPONENT_OPTIMISER)
+        binding["roleRef"] = {"apiGroup": group, "kind": "Role", "name": self.optimiser_name}
+        binding["subjects"] = [{"kind": "ServiceAccount", "name": self.optimiser_name, "namespace": self.namespace}]
+        return [_hashed(each) for each in (account, role, binding)]
+
+    def optimiser_job(self, checksum: str) -> Document:
+        """Return the optimisation Job."""
+        document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum), COMPONENT_OPTIMISER)
+        container = {
+            "name": "optimiser",
+            "image": self._settings.optimiser_image,
+            "imagePullPolicy": self._settings.image_pull_policy,
+            "command": ["perseus-optimiser"],
+            "env": [
+                {"name": ENV_SHAPE, "value": self._shape()},
+                {"name": ENV_CHECKSUM, "value": checksum},
+                {"name": ENV_FRONTIER, "value": names.frontier_config_map_name(self.name)},
+                {"name": names.ENV_NAMESPACE, "value": self.namespace},
+            ],
+            "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": "profile", "mountPath": PROFILE_FOLDER, "readOnly": True},
+                {"name": "temporary", "mountPath": "/tmp"},  # noqa: S108 - in the pod
+            ],
+        }
+        document["spec"] = {
+            "backoffLimit": 2,
+            "activeDeadlineSeconds": 3600,
+            "ttlSecondsAfterFinished": _KEEP_OPTIMISER_SECONDS,
+            "template": {
+                "metadata": {"labels": self._labels(COMPONENT_OPTIMISER)},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "serviceAccountName": self.optimiser_name,
+                    "automountServiceAccountToken": True,
+                    "securityContext": {
+                        "runAsNonRoot": True,
+                        "runAsUser": 65532,
+                        "runAsGroup": 65532,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [container],
+                    "volumes": [
+                        {"name": "profile", "configMap": {"name": self._spec.profiling.profile_ref.name}},
+                        {"name": "temporary", "emptyDir": {"sizeLimit": "64Mi"}},
+                    ],
+                },
+            },
+        }
+        return _hashed(document)
+
+    def service(self) -> Document:
+        """Return the headless Service by whose names the ranks find each other."""
+        document = self._child("v1", "Service", self.name, COMPONENT_TRAINER)
+        document["spec"] = {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {names.LABEL_JOB: self.name, names.LABEL_COMPONENT: COMPONENT_TRAINER},
+        }
+        return _hashed(document)
+
+    def workload(self) -> Document:
+        """Return the Indexed Job: the user's template, once for each rank."""
+        parallelism = self._spec.parallelism
+        template = copy.deepcopy(self._spec.template)
+        metadata = template.setdefault("metadata", {})
+        metadata["labels"] = {
+            **(metadata.get("labels") or {}),
+            **self._labels(COMPONENT_TRAINER),
+            names.LABEL_JOB_UID: self.uid,
+        }
+        pod = template["spec"]
+        pod.setdefault("restartPolicy", "Never")
+        pod["subdomain"] = self.name
+        for container in pod["containers"]:
+            given = {each.get("name") for each in container.get("env") or []}
+            added = [each for each in self._training_variables() if each["name"] not in given]
+            container["env"] = [*(container.get("env") or []), *added]
+        document = self._child("batch/v1", "Job", self.name, COMPONENT_TRAINER)
+        document["spec"] = {
+            "completionMode": "Indexed",
+            "completions": parallelism.ranks,
+            "parallelism": parallelism.ranks,
+            "backoffLimit": _BACKOFF_LIMIT,
+            "suspend": self._spec.suspend,
+            "template": template,
+        }
+        return _hashed(document)
+
+    def plan_config_map(self, encoded: str) -> Document:
+        """Return the plan's ConfigMap in the operator's namespace: removed by finalizer and sweep."""
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": names.plan_config_map_name(self.namespace, self.name),
+                "namespace": self._settings.namespace,
+                "labels": {
+                    names.LABEL_DOCUMENT: names.DOCUMENT_PLAN,
+                    names.LABEL_JOB: self.name,
+                    names.LABEL_JOB_NAMESPACE: self.namespace,
+                    names.LABEL_JOB_UID: self.uid,
+                    names.LABEL_MANAGED_BY: names.MANAGED_BY,
+                },
+            },
+            "binaryData": {names.PLAN_KEY: encoded},
+        }
+
+    def _training_variables(self) -> list[Document]:
+        parallelism = self._spec.parallelism
+        index = f"metadata.labels['{names.LABEL_COMPLETION_INDEX}']"
+        values = {
+            names.ENV_STAGES: parallelism.stages,
+            names.ENV_PIPELINES: parallelism.pipelines,
+            names.ENV_TENSOR_PARALLEL: parallelism.tensor_parallel,
+            names.ENV_MICROBATCHES: parallelism.microbatches,
+            names.ENV_SCHEDULE: self._spec.schedule.value,
+            names.ENV_COORDINATOR: f"{self.name}-0.{self.name}",
+        }
+        rank = {"name": names.ENV_RANK, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}}
+        return [rank, *({"name": name, "value": str(value)} for name, value in values.items())]
+
+    def _shape(self) -> str:
+        parallelism = self._spec.parallelism
+        shape = {
+            "stages": parallelism.stages,
+            "microbatches": parallelism.microbatches,
+            "tensorParallel": parallelism.tensor_parallel,
+            "schedule": self._spec.schedule.value,
+        }
+        return json.dumps(shape, sort_keys=True)
+
+    def _labels(self, component: str) -> dict[str, str]:
+        return {
+            names.LABEL_JOB: self.name,
+            names.LABEL_COMPONENT: component,
+            names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        }
+
+    def _child(self, api_version: str, kind: str, name: str, component: str) -> Document:
+        return {
+            "apiVersion": api_version,
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "namespace": self.namespace,
+                "labels": self._labels(component),
+                "ownerReferences": [
+                    {
+                        "apiVersion": names.API_VERSION,
+                        "kind": names.KIND,
+                        "name": self.name,
+                        "uid": self.uid,
+                        "controller": True,
+                        "blockOwnerDeletion": True,
+                    }
+                ],
+            },
+        }
+
+
+def is_up_to_date(wanted: Document, present: Document | None) -> bool:
+    """Whether an object is there with the content that we would write, written by us for the same owner."""
+    if present is None or present["metadata"].get("deletionTimestamp"):
+        return False
+    annotations = present["metadata"].get("annotations") or {}
+    return bool(annotations.get(ANNOTATION_HASH) == wanted["metadata"]["annotations"][ANNOTATION_HASH])
+
+
+def _hashed(document: Document) -> Document:
+    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+    document["metadata"]["annotations"] = {ANNOTATION_HASH: digest}
+    return document

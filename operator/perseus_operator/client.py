@@ -1,0 +1,206 @@
+"""The one door to the Kubernetes API, and the only module that imports kubernetes: plain documents in and out.
+
+Own objects are written by server-side apply under one field manager. Absence is an answer (None), not an exception; a
+refusal carries the server's own sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from kubernetes.aio import client, config
+from perseus_api import names
+
+from perseus_operator.metrics import API_WRITES
+
+Document = dict[str, Any]
+_TIMEOUT_SECONDS = 15.0
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object: where the API serves it."""
+
+    api_version: str
+    name: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "") -> str:
+        """Return the path of a collection, or of one object."""
+        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        middle = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+        return f"{root}{middle}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
+
+
+PERSEUS_JOB = Kind(names.API_VERSION, names.KIND, names.PLURAL)
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+SERVICE = Kind("v1", "Service", "services")
+SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+POD = Kind("v1", "Pod", "pods")
+EVENT = Kind("v1", "Event", "events")
+JOB = Kind("batch/v1", "Job", "jobs")
+ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+KINDS = {
+    kind.name: kind
+    for kind in (PERSEUS_JOB, CONFIG_MAP, SERVICE, SERVICE_ACCOUNT, POD, JOB, ROLE, ROLE_BINDING, DEPLOYMENT)
+}
+
+
+class ApiRefusal(Exception):
+    """The API server said no.
+
+    Attributes:
+        status: HTTP status.
+        reason: Kubernetes' reason, such as Conflict.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        """Keep the server's own words."""
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request will be refused again: the object itself is wrong."""
+        return self.status in (400, 403, 422)
+
+
+class Api:
+    """An open connection to the API server."""
+
+    def __init__(self, api_client: client.ApiClient, field_manager: str) -> None:
+        """Use `connect`."""
+        self._client = api_client
+        self._manager = field_manager
+
+    @classmethod
+    async def connect(cls, field_manager: str = names.FIELD_MANAGER_OPERATOR) -> Api:
+        """Connect with the pod's credentials, or those of KUBECONFIG.
+
+        Raises:
+            kubernetes.aio.config.ConfigException: there are none.
+        """
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            await config.load_kube_config()
+        return cls(client.ApiClient(), field_manager)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Document | None:
+        """Return an object, None if there is none.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        try:
+            return await self._request("GET", kind.path(namespace, name))
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    async def find(self, kind: Kind, namespace: str, selector: str = "") -> list[Document]:
+        """Return the objects of a namespace ("" for all) that a label selector chooses.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        query = [("labelSelector", selector)] if selector else []
+        answer = await self._request("GET", kind.path(namespace), query=query)
+        items: list[Document] = answer["items"]
+        return items
+
+    async def apply(self, document: Document, subresource: str = "") -> Document:
+        """Write an object by server-side apply, creating it if need be.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        kind = KINDS[document["kind"]]
+        metadata = document["metadata"]
+        path = kind.path(metadata["namespace"], metadata["name"]) + (f"/{subresource}" if subresource else "")
+        query = [("fieldManager", self._manager), ("force", "true")]
+        API_WRITES.labels(kind=kind.name, verb="apply").inc()
+        return await self._request("PATCH", path, query=query, body=document, content_type=_APPLY)
+
+    async def merge(
+        self, kind: Kind, namespace: str, name: str, patch: Document, subresource: str = ""
+    ) -> Document | None:
+        """Change fields of an object by merge patch; None if it is gone.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        path = kind.path(namespace, name) + (f"/{subresource}" if subresource else "")
+        API_WRITES.labels(kind=kind.name, verb="patch").inc()
+        try:
+            return await self._request(
+                "PATCH", path, query=[("fieldManager", self._manager)], body=patch, content_type=_MERGE
+            )
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str = "") -> None:
+        """Delete an object in the background, if it is still there (and still the one of this UID).
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        body: Document = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        API_WRITES.labels(kind=kind.name, verb="delete").inc()
+        try:
+            await self._request("DELETE", kind.path(namespace, name), body=body)
+        except ApiRefusal as refusal:
+            if refusal.status not in (404, 409):
+                raise
+
+    async def create(self, kind: Kind, document: Document) -> Document:
+        """Create an object.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        API_WRITES.labels(kind=kind.name, verb="create").inc()
+        return await self._request("POST", kind.path(document["metadata"]["namespace"]), body=document)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None = None,
+        body: Document | None = None,
+        content_type: str = "application/json",
+    ) -> Document:
+        serialised = self._client.param_serialize(
+            method,
+            path,
+            query_params=query or [],
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
+        data = await response.read()
+        try:
+            answer: Document = json.loads(data) if data else {}
+        except ValueError:
+            answer = {"message": data[:500].decode(errors="replace")}
+        if response.status >= 400:
+            raise ApiRefusal(response.status, str(answer.get("reason", "")), str(answer.get("message", "")))
+        return answer

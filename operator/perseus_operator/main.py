@@ -1,0 +1,33 @@
+"""``perseus-operator``: the Deployment's container, and the chart's uninstall hook."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from perseus_operator.client import ApiRefusal
+from perseus_operator.handlers import run_operator
+from perseus_operator.settings import Settings, SettingsError
+from perseus_operator.uninstall import uninstall
+
+
+def main() -> int:
+    """Run a command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="perseus-operator", description="Keeps PerseusJobs.")
+    parser.add_argument("command", choices=["run", "uninstall"])
+    command = parser.parse_args().command
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment()
+        asyncio.run(run_operator(settings) if command == "run" else uninstall(settings))
+    except (SettingsError, ApiRefusal, TimeoutError) as error:
+        print(f"perseus-operator {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

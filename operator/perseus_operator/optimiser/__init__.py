@@ -1,0 +1,1 @@
+"""The optimisation pod's program: profile in, frontier out, and nothing else."""

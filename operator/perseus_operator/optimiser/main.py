@@ -1,0 +1,83 @@
+"""``perseus-optimiser``: reads the mounted profile, computes the frontier, fills the one ConfigMap that it may write.
+
+What goes wrong is its last line of output, which the kubelet keeps as the container's termination message and the
+operator shows in the job's condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from perseus_api import names
+from perseus_api.errors import DocumentError
+from perseus_api.frontier import Frontier, PipelineShape
+from perseus_api.profile import parse_profile
+from perseus_planner import Pipeline, PlanningError, frontier
+from pydantic import ValidationError
+
+from perseus_operator.children import ENV_CHECKSUM, ENV_FRONTIER, ENV_SHAPE, PROFILE_FOLDER
+from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
+from perseus_operator.profiles import profile_checksum
+
+logger = logging.getLogger("perseus.optimiser")
+
+
+def main() -> int:
+    """Run; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        begin = time.monotonic()
+        found = compute(Path(PROFILE_FOLDER))
+        logger.info(
+            "%d plans from %.4f s to %.4f s in %.2f s",
+            len(found.plans), found.plans[0].iteration_seconds, found.plans[-1].iteration_seconds,
+            time.monotonic() - begin,
+        )  # fmt: skip
+        asyncio.run(_write(found))
+    except (DocumentError, PlanningError, ValidationError, KeyError, OSError, ApiRefusal) as error:
+        print(f"optimisation failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compute(folder: Path) -> Frontier:
+    """Compute the frontier of the profile in a folder, for the shape that the environment names.
+
+    Raises:
+        DocumentError: the profile is not valid.
+        PlanningError: it does not fit the shape.
+        KeyError: the environment names no shape.
+    """
+    shape = PipelineShape.model_validate_json(os.environ[ENV_SHAPE])
+    csv_text = (folder / names.PROFILE_CSV_KEY).read_text()
+    header_path = folder / names.PROFILE_HEADER_KEY
+    header = header_path.read_text() if header_path.exists() else None
+    checksum = profile_checksum(csv_text, header or "")
+    expected = os.environ.get(ENV_CHECKSUM, checksum)
+    if checksum != expected:
+        raise DocumentError("the profile was changed while it was optimised; it is optimised again")
+    pipeline = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel)
+    return frontier(parse_profile(csv_text, header), pipeline, profile_checksum=checksum)
+
+
+async def _write(found: Frontier) -> None:
+    api = await Api.connect(names.FIELD_MANAGER_OPTIMISER)
+    try:
+        patch = {"binaryData": {names.FRONTIER_KEY: base64.b64encode(found.encode()).decode()}}
+        name, namespace = os.environ[ENV_FRONTIER], os.environ[names.ENV_NAMESPACE]
+        if await api.merge(CONFIG_MAP, namespace, name, patch) is None:
+            raise DocumentError(f"ConfigMap {name} is gone: the job was deleted")
+        logger.info("wrote ConfigMap %s: %s", name, json.dumps({"plans": len(found.plans)}))
+    finally:
+        await api.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

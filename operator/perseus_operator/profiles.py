@@ -1,0 +1,83 @@
+"""The profile as the operator sees it: read from its ConfigMap, and usable for a job or answered with a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from perseus_api import names
+from perseus_api.conditions import Reason
+from perseus_api.errors import DocumentError
+from perseus_api.instructions import Instruction
+from perseus_api.job import PerseusJobSpec
+from perseus_api.profile import Profile, parse_profile
+
+
+class ProfileProblem(Exception):
+    """The profile cannot be used.
+
+    Attributes:
+        reason: for the condition.
+    """
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        """Name the reason and say in one sentence what to do."""
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    """A usable profile and what identifies its content."""
+
+    profile: Profile
+    checksum: str
+
+
+def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> LoadedProfile:
+    """Check a profile ConfigMap for a job.
+
+    Raises:
+        ProfileProblem: it is missing, not valid, or does not fit the job.
+    """
+    name = spec.profiling.profile_ref.name
+    if config_map is None:
+        raise ProfileProblem(
+            Reason.PROFILE_MISSING,
+            f"spec.profiling.profileRef.name: there is no ConfigMap {name} in this namespace; create it with the keys "
+            f"{names.PROFILE_CSV_KEY} and {names.PROFILE_HEADER_KEY}",
+        )
+    data = config_map.get("data") or {}
+    csv_text = data.get(names.PROFILE_CSV_KEY)
+    if csv_text is None:
+        raise ProfileProblem(
+            Reason.PROFILE_INVALID, f"ConfigMap {name} has no key {names.PROFILE_CSV_KEY}; put the profile's CSV there"
+        )
+    header_text = data.get(names.PROFILE_HEADER_KEY)
+    try:
+        profile = parse_profile(csv_text, header_text)
+    except DocumentError as error:
+        raise ProfileProblem(Reason.PROFILE_INVALID, f"ConfigMap {name}: {error}") from None
+    stages = spec.parallelism.stages
+    if stages > profile.stages:
+        raise ProfileProblem(
+            Reason.PROFILE_TOO_SMALL,
+            f"spec.parallelism.stages is {stages}, but the profile in ConfigMap {name} has {profile.stages} stages; "
+            "measure the others, or lower spec.parallelism.stages",
+        )
+    for stage in range(stages):
+        for instruction in (Instruction.FORWARD, Instruction.BACKWARD):
+            if (stage, instruction) not in profile.measurements:
+                raise ProfileProblem(
+                    Reason.PROFILE_INVALID,
+                    f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
+                    "clocks or more",
+                )
+    return LoadedProfile(profile, profile_checksum(csv_text, header_text or ""))
+
+
+def profile_checksum(csv_text: str, header_text: str) -> str:
+    """Return what identifies a profile's content, as ``sha256:HEX``."""
+    content = f"{len(csv_text)}\0{csv_text}\0{header_text}"
+    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()

@@ -33,16 +33,20 @@ FROM python AS simulator-dependencies
 RUN python3 /build/scripts/requirements simulator | /opt/perseus/bin/pip install --no-cache-dir --quiet -r /dev/stdin
 
 FROM operator-dependencies AS operator-program
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+COPY --from=wheel /wheel /wheel
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
 
 FROM optimiser-dependencies AS optimiser-program
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+COPY --from=wheel /wheel /wheel
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
 
 FROM agent-dependencies AS agent-program
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+COPY --from=wheel /wheel /wheel
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
 
 FROM simulator-dependencies AS simulator-program
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+COPY --from=wheel /wheel /wheel
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
 
 # The simulated libnvidia-ml.so.1.
 FROM ${BASE} AS native

@@ -1,9 +1,9 @@
 """A fresh machine for the testbed itself: its life and its traces are watched where no other cluster can be disturbed.
 
 Two clusters on one machine would fight: a kubelet kills every pod in the machine's ``kubepods`` control group that it
-does not know, and empties ``/var/lib/kubelet/device-plugins``. So these tests run the testbed with its default folders
-inside namespaces of their own (mounts, network, processes, control groups), which show it an empty machine; the cache of
-built programs is the only thing it shares with the real one.
+does not know, and empties ``/var/lib/kubelet/device-plugins``. So these tests run the testbed with its default
+folders inside namespaces of their own (mounts, network, processes, control groups), which show it an empty machine; the
+cache of built programs is the only thing it shares with the real one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 PREFIX = "perseus-machine-"
-# Prints one line for each thing that a cluster may leave. Left out: the lock, which outlives the cluster by design; empty
-# folders in /run, which ip and containerd make for everybody; and this script's own processes.
+# Prints one line for each thing that a cluster may leave. Left out: the lock, which outlives the cluster by design;
+# empty folders in /run, which ip and containerd make for everybody; and this script's own processes.
 _TRACES = r"""
 find /run -not -name 'perseus-testbed-*.lock' -not '(' -type d -empty ')' -mindepth 1 | sed 's/^/file /'
 find /var/lib | sed 's/^/file /'

@@ -251,7 +251,8 @@ def test_helm_reads_the_clusters_version_and_installs(cluster: Cluster, namespac
     )
     (tmp_path / "templates" / "note.yaml").write_text(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: note}\n"
-        'data: {policies: "{{ .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}"}\n'
+        "data:\n"
+        '  policies: "{{ .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}"\n'
     )
     cluster.helm("install", "tiny", str(tmp_path), "--namespace", namespace, "--wait", "--timeout", "30s")
     assert cluster.kubectl("get", "configmap", "note", "-n", namespace, "-o", "jsonpath={.data.policies}") == "true"

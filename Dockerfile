@@ -40,6 +40,11 @@ FROM optimiser-dependencies AS optimiser-program
 COPY --from=wheel /wheel /wheel
 RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
 
+# The planner's loops, compiled here and read where nothing can be written.
+ENV NUMBA_CACHE_DIR=/opt/perseus/share/numba
+COPY examples/profiles /profiles
+RUN /opt/perseus/bin/perseus plan /profiles/gpt3-175b-a100-sxm --microbatches 12
+
 FROM agent-dependencies AS agent-program
 COPY --from=wheel /wheel /wheel
 RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
@@ -62,7 +67,7 @@ CMD ["perseus-operator", "run"]
 
 FROM ${BASE} AS optimiser
 COPY --from=optimiser-program /opt/perseus /opt/perseus
-ENV PATH=/opt/perseus/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1
+ENV PATH=/opt/perseus/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/opt/perseus/share/numba
 USER 65532:65532
 CMD ["perseus-optimiser"]
 

@@ -11,9 +11,10 @@ from perseus_api.frontier import Frontier, RealisedPlan
 from perseus_api.profile import MAXIMUM_PROFILE_BYTES, Profile, parse_profile
 from perseus_api.schedules import Schedule
 
+from perseus_planner.lookup import plan_for_deadline, select
 from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, NoSlowdown, Objective
 from perseus_planner.pipeline import Pipeline
-from perseus_planner.planning import PlanningError, frontier, plan_for_deadline, select
+from perseus_planner.planning import PlanningError, frontier
 
 
 @click.group()

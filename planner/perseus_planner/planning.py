@@ -7,7 +7,6 @@ over all instructions, plus stages x P_b x T (Chung et al., SOSP '24, equation 3
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -16,8 +15,10 @@ from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
 from perseus_api.profile import Profile
 
 from perseus_planner.costs import NANOSECONDS, CostTable, cost_table
-from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, Objective
-from perseus_planner.pipeline import Dag, Order, Pipeline, build_dag
+from perseus_planner.dag import Dag, build_dag
+from perseus_planner.lookup import select
+from perseus_planner.objective import Objective
+from perseus_planner.pipeline import Order, Pipeline
 from perseus_planner.realise import realise
 from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
 
@@ -83,30 +84,6 @@ def plan(profile: Profile, pipeline: Pipeline, objective: Objective) -> Realised
         PlanningError: the profile lacks a stage or an instruction.
     """
     return select(frontier(profile, pipeline), objective)
-
-
-def select(found: Frontier, objective: Objective) -> RealisedPlan:
-    """Look the plan for an objective up."""
-    if isinstance(objective, MinimumEnergy):
-        return min(found.plans, key=lambda each: each.iteration_joules)
-    percent = objective.percent if isinstance(objective, MaximumSlowdown) else 0.0
-    limit = found.fastest.iteration_seconds * (1 + percent / 100)
-    return min(_up_to(found, limit), key=lambda each: each.iteration_joules)
-
-
-def plan_for_deadline(found: Frontier, seconds: float) -> RealisedPlan:
-    """Look the plan for a straggler's time up, in O(log n): the slowest that keeps it, never past T*.
-
-    Waiting until `seconds` costs the blocking power, whatever the plan: so the longest plan has the least energy. A
-    deadline that no plan keeps gets the fastest one.
-    """
-    place = bisect_right(found.plans, seconds, key=lambda each: each.iteration_seconds)
-    return found.plans[max(0, place - 1)]
-
-
-def _up_to(found: Frontier, seconds: float) -> tuple[RealisedPlan, ...]:
-    place = bisect_right(found.plans, seconds, key=lambda each: each.iteration_seconds)
-    return found.plans[: max(1, place)]
 
 
 class _Document:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from numba import njit
 
 from perseus_planner.costs import CostTable
-from perseus_planner.pipeline import Dag
+from perseus_planner.dag import Dag
 from perseus_planner.sweep import finish_times
 
 Integers = npt.NDArray[np.int64]

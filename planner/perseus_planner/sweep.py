@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numba import njit
 
 from perseus_planner.costs import MICROWATTS, NANOSECONDS, UNBOUNDED, CostTable
-from perseus_planner.pipeline import Dag
+from perseus_planner.dag import Dag
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]

@@ -167,12 +167,14 @@ def _take_down(cluster: Cluster) -> None:
         table.stop("kubelet")
         if table.find("containerd") is not None:
             containers.end_tasks(site, cluster.binaries)
-        for name in table.names():
-            table.stop(name)
+        # Their data goes away with them, so nobody need end in order; the API server would wait for its clients.
+        kill([process for process in map(table.find, table.names()) if process is not None])
     kill(table.strays())
     if site.is_default:
         leftovers.kill_pod_processes()
     leftovers.unmount_below([site.folders.state, site.kubelet_root])
+    leftovers.remove_network_records(site)
+    leftovers.remove_dead_sockets()
     network.remove(site)
     if site.is_default:
         leftovers.remove_control_groups()

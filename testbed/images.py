@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from testbed import binaries as programs
-from testbed import containers, requirements, versions
+from testbed import containers, leftovers, requirements, versions
 from testbed.errors import TestbedError
 from testbed.execution import attempt, exclusive, run, run_long
 from testbed.folders import Folders
@@ -49,10 +49,14 @@ def build_images(progress: Callable[[str], None], folders: Folders | None = None
             requirements.install_packages(site.folders)
             progress(f"building the images {', '.join(missing)} from the Dockerfile")
             builder = _Builder(site.folders)
-            base = builder.base()
-            for target in missing:
-                archive = builder.build(target, wanted[target], base, tag)
-                containers.import_image(site, binaries, archive)
+            try:
+                base = builder.base()
+                for target in missing:
+                    archive = builder.build(target, wanted[target], base, tag)
+                    containers.import_image(site, binaries, archive)
+            finally:
+                # buildah keeps its store mounted.
+                leftovers.unmount_below([site.folders.cache / "buildah"])
             old = [name for name in present if name.startswith("localhost/perseus-") and not name.endswith(f":{tag}")]
             containers.remove_images(site, binaries, old)
         site.folders.image_tag.write_text(tag)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from testbed.errors import RequirementError
@@ -20,6 +21,9 @@ _POD_GROUP = "kubepods"
 # The kubelet changes them and nobody changes them back.
 _KERNEL_SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
 _MARK = ".perseus-testbed"
+# Built into the CNI plugins' library and into containerd; other clusters of this machine would use them too.
+_NETWORK_RECORDS = Path("/var/lib/cni/results")
+_SHIM_SOCKETS = Path("/run/containerd/s")
 
 
 def claim_kubelet_root(site: Site) -> None:
@@ -80,6 +84,28 @@ def unmount_below(folders: list[Path]) -> None:
             attempt(["umount", "--lazy", place])
 
 
+def remove_network_records(site: Site) -> None:
+    """Remove what the network plugins noted about pods that were killed before they could be taken off the network."""
+    for record in _NETWORK_RECORDS.glob(f"{site.container_network}-*"):
+        sandbox = record.name.removeprefix(f"{site.container_network}-").partition("-")[0]
+        for path in [record, *_NETWORK_RECORDS.glob(f"cni-loopback-{sandbox}-*")]:
+            path.unlink(missing_ok=True)
+    _remove_empty(_NETWORK_RECORDS, _NETWORK_RECORDS.parent)
+
+
+def remove_dead_sockets() -> None:
+    """Remove the sockets of container shims that nobody listens on any more."""
+    for path in _SHIM_SOCKETS.glob("*"):
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue
+    _remove_empty(_SHIM_SOCKETS, _SHIM_SOCKETS.parent)
+
+
 def remove_folders(site: Site) -> None:
     """Remove the state, the kubelet's folder and what pods made on the host."""
     ours = [site.folders.state]
@@ -89,6 +115,12 @@ def remove_folders(site: Site) -> None:
         ours += HOST_FOLDERS
     for folder in ours:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _pod_processes() -> list[ProcessIdentity]:

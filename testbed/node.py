@@ -144,7 +144,7 @@ def _container_network(site: Site) -> dict[str, object]:
     }
     return {
         "cniVersion": "1.0.0",
-        "name": "testbed",
+        "name": site.container_network,
         "plugins": [
             {
                 "type": "bridge",

@@ -51,6 +51,11 @@ class Site:
         return f"pt{self.identity}"
 
     @property
+    def container_network(self) -> str:
+        """The pods' network in the words of its plugins, which note its name in files that all clusters share."""
+        return f"perseus-testbed-{self.identity}"
+
+    @property
     def _prefix(self) -> str:
         third = 0 if self.is_default else 1 + int(self.identity, 16) % 254
         return f"10.244.{third}"

@@ -187,7 +187,7 @@ class Api:
         body: Document | None = None,
         content_type: str = "application/json",
     ) -> Document:
-        serialised = self._client.param_serialize(
+        serialised = await self._client.param_serialize(
             method,
             path,
             query_params=query or [],

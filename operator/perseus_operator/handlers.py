@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 import aiohttp
@@ -40,6 +41,7 @@ class Operator:
     def registry(self) -> kopf.OperatorRegistry:
         """Return kopf's registry with our handlers."""
         registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=registry)(_login)
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
         own: dict[str, Any] = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_JOB: kopf.PRESENT}
@@ -95,6 +97,10 @@ class Operator:
             self._queue.add(key)
 
 
+def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+
 async def _sweep_forever(reconciler: Reconciler) -> None:
     while True:
         try:
@@ -114,4 +120,6 @@ def _end_with(task: asyncio.Task[None]) -> None:
 async def run_operator(settings: Settings) -> None:
     """Run until a signal ends kopf."""
     operator = Operator(settings)
-    await kopf.operator(registry=operator.registry(), clusterwide=True, standalone=True)
+    # kopf would look the user's name up, which a container need not have.
+    identity: Any = socket.gethostname()
+    await kopf.operator(registry=operator.registry(), clusterwide=True, standalone=True, identity=identity)

@@ -1,4 +1,4 @@
-"""Looking plans up in a frontier: what the operator does within a second of seeing a straggler. Standard library only."""
+"""Looking plans up in a frontier: what the operator does within a second of seeing a straggler. No numpy."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import base64
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,8 +21,6 @@ from perseus_api import names
 from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier, PipelineShape
 from perseus_api.profile import parse_profile
-from perseus_planner import Pipeline, PlanningError, frontier
-from pydantic import ValidationError
 
 from perseus_operator.children import ENV_CHECKSUM, ENV_FRONTIER, ENV_SHAPE, PROFILE_FOLDER
 from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
@@ -32,6 +32,7 @@ logger = logging.getLogger("perseus.optimiser")
 def main() -> int:
     """Run; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    bring_compiled_loops()
     try:
         begin = time.monotonic()
         found = compute(Path(PROFILE_FOLDER))
@@ -41,10 +42,22 @@ def main() -> int:
             time.monotonic() - begin,
         )  # fmt: skip
         asyncio.run(_write(found))
-    except (DocumentError, PlanningError, ValidationError, KeyError, OSError, ApiRefusal) as error:
+    except (DocumentError, ValueError, KeyError, OSError, ApiRefusal) as error:
         print(f"optimisation failed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def bring_compiled_loops() -> None:
+    """Copy the planner's compiled loops from the image, where nothing can be written, to where numba accepts them.
+
+    Must come before the planner is imported: numba reads its settings once.
+    """
+    baked = os.environ.get("NUMBA_CACHE_DIR", "")
+    if baked and Path(baked).is_dir() and not os.access(baked, os.W_OK):
+        target = Path(tempfile.mkdtemp()) / "numba"
+        shutil.copytree(baked, target)
+        os.environ["NUMBA_CACHE_DIR"] = str(target)
 
 
 def compute(folder: Path) -> Frontier:
@@ -52,9 +65,11 @@ def compute(folder: Path) -> Frontier:
 
     Raises:
         DocumentError: the profile is not valid.
-        PlanningError: it does not fit the shape.
+        ValueError: it does not fit the shape (PlanningError), or the shape is none.
         KeyError: the environment names no shape.
     """
+    from perseus_planner import Pipeline, frontier
+
     shape = PipelineShape.model_validate_json(os.environ[ENV_SHAPE])
     csv_text = (folder / names.PROFILE_CSV_KEY).read_text()
     header_path = folder / names.PROFILE_HEADER_KEY

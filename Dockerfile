@@ -34,11 +34,13 @@ RUN python3 /build/scripts/requirements simulator | /opt/perseus/bin/pip install
 
 FROM operator-dependencies AS operator-program
 COPY --from=wheel /wheel /wheel
-RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
+ && /opt/perseus/bin/python -c "import perseus_operator.main"
 
 FROM optimiser-dependencies AS optimiser-program
 COPY --from=wheel /wheel /wheel
-RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
+ && /opt/perseus/bin/python -c "import perseus_operator.optimiser.main"
 
 # The planner's loops, compiled here and read where nothing can be written.
 ENV NUMBA_CACHE_DIR=/opt/perseus/share/numba
@@ -47,11 +49,13 @@ RUN /opt/perseus/bin/perseus plan /profiles/gpt3-175b-a100-sxm --microbatches 12
 
 FROM agent-dependencies AS agent-program
 COPY --from=wheel /wheel /wheel
-RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
+ && /opt/perseus/bin/python -c "import perseus_daemonset.agent"
 
 FROM simulator-dependencies AS simulator-program
 COPY --from=wheel /wheel /wheel
-RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
+ && /opt/perseus/bin/python -c "import perseus_simulator.workload.main, perseus_simulator.device_plugin"
 
 # The simulated libnvidia-ml.so.1.
 FROM ${BASE} AS native

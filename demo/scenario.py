@@ -29,6 +29,7 @@ HEALTHY_PIPELINE, HOT_PIPELINE, HOT_STAGE, HOT_SLOWDOWN = 0, 1, 7, 1.2
 PLANNED_ITERATIONS, STRAGGLER_ITERATIONS, RECOVERED_ITERATIONS = 10, 6, 5
 SLOW_RATIO = 1.03  # a pipeline time above this multiple of the planned one is the straggler's (the job's enterPercent)
 START_TIMEOUT_SECONDS = 180.0
+_HOPELESS = ("ProfileInvalid", "ProfileTooSmall", "OptimisationFailed", "TemplateRefused", "TrainingFailed")
 REACTION_TIMEOUT_SECONDS = 60.0
 
 
@@ -117,10 +118,15 @@ class _Story:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             self._tell_conditions(seen)
+            if any(each.get("reason") in _HOPELESS for each in self._conditions()):
+                break
             if seen.get("FrontierReady") == "True" and self.recorder.samples and self.recorder.samples[-1].ranks:
                 return
             time.sleep(0.5)
-        raise TimeoutError(f"the job is not optimised and training after {START_TIMEOUT_SECONDS:.0f} s: {seen}")
+        told = "; ".join(
+            f"{each['type']}: {each['message']}" for each in self._conditions() if each["status"] == "False"
+        )
+        raise TimeoutError(f"the job is not optimised and training: {told}")
 
     def _forget_earlier_run(self) -> None:
         """Take away what a demonstration that was killed has left: its job, and a hot GPU."""
@@ -155,6 +161,7 @@ class _Story:
         self.installation.heat(gpu, HOT_SLOWDOWN)
         limit = before.pipeline_seconds[HOT_PIPELINE] * SLOW_RATIO
         reaction = self._reaction("hot GPU", "slow", before, cause_seconds, lambda seconds: seconds > limit)
+        self._wait_until_settled()
         phase = self._phase("straggler", STRAGGLER_ITERATIONS)
         self._told(phase, baseline)
         self.narrator.say(
@@ -171,6 +178,7 @@ class _Story:
         self.installation.cool(gpu)
         limit = (before.pipeline_seconds[HOT_PIPELINE] + planned.iteration_seconds) / 2
         reaction = self._reaction("GPU cool", "fast", before, cause_seconds, lambda seconds: seconds < limit)
+        self._wait_until_settled()
         return self._told(self._phase("recovered", RECOVERED_ITERATIONS), planned), reaction
 
     def delete(self) -> tuple[int, tuple[str, ...]]:
@@ -244,6 +252,24 @@ class _Story:
                 return sample
         return self.recorder.wait_for(what, condition, REACTION_TIMEOUT_SECONDS)
 
+    def _wait_until_settled(self) -> None:
+        """Wait until every GPU has run one plan for longer than Prometheus and operator take to ask for another.
+
+        A GPU gets hot in the middle of an iteration, so the first slow one is only half slow: a second plan follows it.
+        """
+        quiet_seconds = self.installation.scrape_interval_seconds + 4.0
+        since, generation = time.time(), -1
+
+        def settled(sample: Sample) -> bool:
+            nonlocal since, generation
+            running = {rank.generation_active for rank in sample.ranks.values()}
+            if running != {generation} or generation != sample.operator_generation:
+                since, generation = sample.time_seconds, sample.operator_generation
+            self.narrator.progress(f"generation {generation} for {sample.time_seconds - since:.0f} s")
+            return sample.time_seconds - since > quiet_seconds
+
+        self.recorder.wait_for("plans settle", settled, REACTION_TIMEOUT_SECONDS)
+
     def _phase(self, name: str, iterations: int) -> Phase:
         first = max(self.recorder.samples[-1].pipeline_iteration.values()) + 1
         self._wait_for_iteration(first + iterations, iterations * 10.0)
@@ -278,10 +304,13 @@ class _Story:
         )
         return job
 
-    def _tell_conditions(self, seen: dict[str, str]) -> None:
+    def _conditions(self) -> list[dict[str, str]]:
         conditions: object = self._job().get("status", {}).get("conditions", [])
-        for condition in conditions if isinstance(conditions, list) else []:
-            if seen.get(condition["type"]) != condition["status"]:
+        return conditions if isinstance(conditions, list) else []
+
+    def _tell_conditions(self, seen: dict[str, str]) -> None:
+        for condition in self._conditions():
+            if seen.get(condition["type"]) != condition["status"] and condition["status"] != "Unknown":
                 seen[condition["type"]] = condition["status"]
                 self.narrator.say(f"{condition['type']}={condition['status']}: {condition['message']}")
 

@@ -71,9 +71,10 @@ def compute(folder: Path) -> Frontier:
     from perseus_planner import Pipeline, frontier
 
     shape = PipelineShape.model_validate_json(os.environ[ENV_SHAPE])
-    csv_text = (folder / names.PROFILE_CSV_KEY).read_text()
+    # Bytes: reading as text would change line ends, and with them the checksum.
+    csv_text = (folder / names.PROFILE_CSV_KEY).read_bytes().decode()
     header_path = folder / names.PROFILE_HEADER_KEY
-    header = header_path.read_text() if header_path.exists() else None
+    header = header_path.read_bytes().decode() if header_path.exists() else None
     checksum = profile_checksum(csv_text, header or "")
     expected = os.environ.get(ENV_CHECKSUM, checksum)
     if checksum != expected:

@@ -28,6 +28,7 @@ STAGES, PIPELINES = 8, 2
 HEALTHY_PIPELINE, HOT_PIPELINE, HOT_STAGE, HOT_SLOWDOWN = 0, 1, 7, 1.2
 PLANNED_ITERATIONS, STRAGGLER_ITERATIONS, RECOVERED_ITERATIONS = 10, 6, 5
 SLOW_RATIO = 1.03  # a pipeline time above this multiple of the planned one is the straggler's (the job's enterPercent)
+COOL_RATIO = 1.02  # and back below this one it has recovered (leavePercent)
 START_TIMEOUT_SECONDS = 180.0
 _HOPELESS = ("ProfileInvalid", "ProfileTooSmall", "OptimisationFailed", "TemplateRefused", "TrainingFailed")
 REACTION_TIMEOUT_SECONDS = 60.0
@@ -54,7 +55,7 @@ def run_scenario(installation: Installation, narrator: Narrator, namespace: str 
         baseline = story.run_unlocked()
         planned = story.run_planned(baseline)
         straggler, reaction = story.heat_a_gpu(baseline, planned)
-        recovered, recovery = story.cool_the_gpu(planned)
+        recovered, recovery = story.cool_the_gpu(planned, reaction)
         frontier = story.frontier()
         clock_changes = int(sum(rank.clock_changes for rank in recorder.samples[-1].ranks.values()))
         locks_left, objects_left = story.delete()
@@ -170,13 +171,13 @@ class _Story:
         )
         return phase, reaction
 
-    def cool_the_gpu(self, planned: Phase) -> tuple[Phase, _Reaction]:
+    def cool_the_gpu(self, planned: Phase, hot: _Reaction) -> tuple[Phase, _Reaction]:
         before = self.recorder.samples[-1]
         gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
         self.narrator.heading("Recovery: the GPU cools down")
         cause_seconds = time.time()
         self.installation.cool(gpu)
-        limit = (before.pipeline_seconds[HOT_PIPELINE] + planned.iteration_seconds) / 2
+        limit = hot.pipeline_seconds_before * COOL_RATIO
         reaction = self._reaction("GPU cool", "fast", before, cause_seconds, lambda seconds: seconds < limit)
         self._wait_until_settled()
         return self._told(self._phase("recovered", RECOVERED_ITERATIONS), planned), reaction
@@ -211,13 +212,17 @@ class _Story:
         self, cause: str, speed: str, before: Sample, cause_seconds: float, shows: Callable[[float], bool]
     ) -> _Reaction:
         self.events.append((cause_seconds, cause))
-        generation = before.operator_generation
         timeout = REACTION_TIMEOUT_SECONDS
         shown = self.recorder.wait_for(
             f"an iteration of pipeline {HOT_PIPELINE} that is {speed}",
             lambda each: HOT_PIPELINE in each.pipeline_seconds and shows(each.pipeline_seconds[HOT_PIPELINE]),
             timeout,
         )
+        # The last sample in which no agent showed it yet: whatever plan is newer was made because of it.
+        generation = max(
+            (each for each in self.recorder.samples if each.time_seconds < shown.time_seconds),
+            key=lambda each: each.time_seconds,
+        ).operator_generation
         detected = self._first("a new plan", shown, lambda each: each.operator_generation > generation)
         accepted = self._first(
             "the new plan at every agent",

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import numpy.typing as npt
 from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
+from perseus_api.instructions import Instruction
 from perseus_api.profile import Profile
 
 from perseus_planner.costs import NANOSECONDS, CostTable, cost_table
@@ -46,7 +47,10 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
     """
     orders = pipeline.orders()
     dag = build_dag(orders)
-    missing = [key for key in dag.keys if key not in profile.measurements]
+    missing = sorted(
+        (key for key in dag.keys if key not in profile.measurements),
+        key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
+    )
     if missing:
         stage, instruction = missing[0]
         raise PlanningError(

@@ -1,0 +1,39 @@
+"""Profiles for the planner's tests: the measured ones, and random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from perseus_api.instructions import Instruction
+from perseus_api.profile import Measurement, Profile, ProfileHeader, parse_profile
+
+ROOT = Path(__file__).resolve().parents[2]
+A100 = ROOT / "examples" / "profiles" / "gpt3-175b-a100-sxm"
+
+
+@pytest.fixture(scope="session")
+def a100() -> Profile:
+    """GPT-3 175B on A100-SXM: 8 stages, 38 clocks."""
+    return parse_profile((A100 / "profile.csv").read_text(), (A100 / "header.json").read_text())
+
+
+def random_profile(seed: int, stages: int, clocks: int, noise: float = 0.02) -> Profile:
+    """A profile of plausible shape whose points are noisy: some are above the hull, some slower at higher clocks."""
+    random = np.random.default_rng(seed)
+    watts = float(random.uniform(40, 120))
+    frequencies = sorted(random.choice(np.arange(600, 1500, 15), size=clocks, replace=False).tolist(), reverse=True)
+    measurements = {}
+    for stage in range(stages):
+        for instruction in (Instruction.FORWARD, Instruction.BACKWARD):
+            base = float(random.uniform(0.01, 0.2))
+            dynamic = float(random.uniform(100, 400))
+            entries = []
+            for clock in frequencies:
+                speed = clock / frequencies[0]
+                time = base * (0.3 + 0.7 / speed) * float(random.normal(1, noise))
+                energy = time * (watts * 1.1 + dynamic * speed**2.5) * float(random.normal(1, noise))
+                entries.append(Measurement(int(clock), max(time, 1e-4), max(energy, 0.0)))
+            measurements[stage, instruction] = tuple(entries)
+    return Profile(ProfileHeader(blocking_power_watts=watts), measurements)

@@ -25,7 +25,7 @@ from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
 
 Integers = npt.NDArray[np.int64]
 DEFAULT_PLANS = 320
-MAXIMUM_CLOCKS = 1_200_000  # of all plans together: keeps the document below a ConfigMap's size
+MAXIMUM_CLOCKS = 800_000  # of all plans together: keeps the document below a ConfigMap's size
 MAXIMUM_BREAKPOINTS = 2048
 
 

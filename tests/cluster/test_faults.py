@@ -30,13 +30,14 @@ RELEASED_WITHIN_SECONDS = 5.0
 def test_a_killed_trainer_gives_its_lock_back_and_training_comes_back_planned(
     training: Training, gpus: SimulatedNode
 ) -> None:
-    before = training.sample()
+    before = training.wait_for("an iteration under the plan", lambda sample: sample.pipeline_iteration[0] > 4)
     gpu = gpus.gpu(before.ranks[0, 3].gpu)
     wait_until("stage 3 is locked", lambda: gpu.locked_range() is not None, 10)
     kill_process(training.pod_uid(3), "train")
     wait_until("the dead trainer's lock is gone", lambda: gpu.locked_range() is None, RELEASED_WITHIN_SECONDS)
-    newest = max(rank.generation_active for rank in before.ranks.values())
-    training.wait_for_plan(newest + 1)
+    # Everybody starts anew, from iteration 0 and unlocked; then the plan is back.
+    training.wait_for("training began anew", lambda sample: sample.pipeline_iteration.get(0, 99) < 2)
+    training.wait_for_plan()
 
 
 def test_a_killed_agent_leaves_no_lock_and_training_goes_on(

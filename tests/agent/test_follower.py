@@ -1,0 +1,125 @@
+"""A rank in its plan (invariants 3 and 5): which plan holds in which iteration, and what doubt does to the clock."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from perseus_api.instructions import Instruction
+from perseus_api.messages import Boundary, BoundaryKind
+from perseus_daemonset.follower import Follower, RankPlan
+
+BEGIN, END = BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END
+
+
+def rank_plan(
+    generation: int = 1, first: int = 1, order: str = "FB", clocks: tuple[int, ...] = (810, 1005)
+) -> RankPlan:
+    return RankPlan(generation, first, order, clocks, 80.0, 1.0, 5.0)
+
+
+def iteration(follower: Follower, number: int, letters: str = "FB") -> list[int | None]:
+    """Drive one whole iteration; the wishes after its begin, after each instruction's end, and after its end."""
+    wishes = [follower.follow(Boundary(BEGIN, number, 0))]
+    for letter in letters:
+        instruction = Instruction.from_code(letter)
+        follower.follow(Boundary(BoundaryKind.INSTRUCTION_BEGIN, number, 0, instruction))
+        wishes.append(follower.follow(Boundary(BoundaryKind.INSTRUCTION_END, number, 0, instruction)))
+    return [*wishes, follower.follow(Boundary(END, number, 0))]
+
+
+def test_the_next_clock_is_wished_when_the_previous_instruction_ends() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    assert iteration(follower, 1) == [810, 1005, 810, 810]
+
+
+def test_a_fixed_instruction_already_has_the_clock_of_the_one_after_it() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(order="FOB", clocks=(810, 0, 1005)))
+    assert iteration(follower, 1, "FOB") == [810, 1005, 1005, 810, 810]
+
+
+def test_before_its_first_iteration_a_plan_sets_nothing() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(first=2))
+    assert iteration(follower, 1) == [None] * 4
+    assert iteration(follower, 2)[0] == 810
+    assert follower.late == 0
+
+
+def test_a_plan_that_arrives_late_holds_from_the_next_boundary_and_is_counted() -> None:
+    follower = Follower()
+    iteration(follower, 5)
+    follower.follow(Boundary(BEGIN, 6, 0))
+    assert follower.offer(rank_plan(first=3)) is None
+    assert iteration(follower, 7)[0] == 810
+    assert follower.late == 1
+
+
+def test_a_new_generation_never_changes_the_clock_within_an_iteration() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    follower.follow(Boundary(BEGIN, 4, 0))
+    assert follower.offer(rank_plan(2, 1, clocks=(210, 210))) == 810
+    assert follower.active_generation == 1
+    assert iteration(follower, 5)[0] == 210
+
+
+def test_a_mismatch_unlocks_for_the_iteration_and_the_next_good_one_resumes() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    assert iteration(follower, 1, "BF") == [810, None, None, None]
+    assert follower.mismatches == 1
+    assert iteration(follower, 2) == [810, 1005, 810, 810]
+    assert follower.mismatches == 1
+
+
+def test_an_iteration_cut_short_is_a_mismatch() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    assert iteration(follower, 1, "F")[-1] is None
+    assert follower.mismatches == 1
+
+
+def test_one_instruction_too_many_is_a_mismatch() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    assert iteration(follower, 1, "FBF")[-1] is None
+    assert follower.mismatches == 1
+
+
+def test_withdrawal_unlocks_within_the_iteration() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    follower.follow(Boundary(BEGIN, 1, 0))
+    assert follower.offer(None) is None
+    assert iteration(follower, 2) == [None] * 4
+    assert follower.active_generation == 0
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.builds(rank_plan, st.integers(1, 9), st.integers(0, 9)),
+        st.none(),
+        st.builds(Boundary, st.sampled_from([BEGIN, END]), st.integers(0, 12), st.just(0)),
+        st.builds(
+            Boundary,
+            st.sampled_from([BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END]),
+            st.integers(0, 12),
+            st.just(0),
+            st.sampled_from([Instruction.FORWARD, Instruction.BACKWARD, Instruction.RECOMPUTE]),
+        ),
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+def test_whatever_comes_the_wish_is_a_clock_of_the_active_plan_or_none(
+    events: list[RankPlan | Boundary | None],
+) -> None:
+    follower = Follower()
+    for event in events:
+        wish = follower.follow(event) if isinstance(event, Boundary) else follower.offer(event)
+        assert wish in (None, 810, 1005)
+        assert follower.active_generation or wish is None

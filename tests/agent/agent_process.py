@@ -1,0 +1,217 @@
+"""The agent as a process that can be killed, trainers that talk to it, and a kubelet that answers over real gRPC."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from perseus_api.instructions import Instruction
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, Hello, Verdict, Welcome
+from perseus_api.names import plan_config_map_name
+from perseus_api.plan import Plan
+from perseus_daemonset.kubelet import podresources_pb2 as messages
+from perseus_daemonset.kubelet import podresources_pb2_grpc as services
+
+PROGRAM = Path(__file__).parent / "agent_program.py"
+PLAN_NAME = plan_config_map_name("research", "gpt")
+RELEASE_SECONDS = 5.0  # the promise of invariant 1
+DEADLINE_SECONDS = 15.0
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until a condition holds; fail, naming it, if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def uid(number: int) -> str:
+    """The UID of the pod of a rank."""
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def make_plan(generation: int = 1, first: int = 1, clock: int = 810, **changed: Any) -> Plan:
+    """A plan of two stages: forward at a clock, backward at the next faster one."""
+    document = {
+        "job": {"namespace": "research", "name": "gpt", "uid": "job-1"},
+        "generation": generation,
+        "firstIteration": first,
+        "order": ["FB", "FB"],
+        "variants": [
+            {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[clock, 1005]] * 2}
+        ],
+        "pipelines": [0],
+        "baseline": {"iterationSeconds": 1.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0},
+    }
+    return Plan.model_validate({**document, **changed})
+
+
+class Kubelet(services.PodResourcesListerServicer):
+    """The PodResources API over a real socket; a test writes what it says."""
+
+    def __init__(self, folder: Path) -> None:
+        """Serve in a folder."""
+        self.devices: list[tuple[str, str, str]] = []  # pod, resource, device
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        services.add_PodResourcesListerServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{folder / 'kubelet.sock'}")
+        self._server.start()
+
+    def List(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Answer as the kubelet does."""
+        return messages.ListPodResourcesResponse(
+            pod_resources=[
+                messages.PodResources(
+                    namespace="research",
+                    name=pod,
+                    containers=[
+                        messages.ContainerResources(
+                            name="trainer",
+                            devices=[messages.ContainerDevices(resource_name=resource, device_ids=[device])],
+                        )
+                    ],
+                )
+                for pod, resource, device in self.devices
+            ]
+        )
+
+    def stop(self) -> None:
+        """Go away as a restarting kubelet does."""
+        self._server.stop(None).wait()
+
+
+class AgentProcess:
+    """The agent in a folder, and what the kernel would say of its peers' pods."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], changes_per_second: float = 1000.0) -> None:
+        """Prepare; see `start`."""
+        self.folder = folder
+        self._environment = environment
+        self._rate = changes_per_second
+        self._process: subprocess.Popen[str] | None = None
+        self.is_in_pod(os.getpid(), uid(0))
+
+    @property
+    def path(self) -> Path:
+        """The agent's socket."""
+        return self.folder / "agent.sock"
+
+    @property
+    def journalled(self) -> list[str]:
+        """File names of the journal's entries."""
+        return sorted(path.name for path in (self.folder / "journal").glob("*.lock.json"))
+
+    def start(self) -> None:
+        """Start the process and wait until it serves."""
+        command = [sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
+        self._process = subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._read() == {}
+
+    def is_in_pod(self, pid: int, pod: str | None) -> None:
+        """Let a process be in a pod by its control group (systemd's names, version 2), or in none."""
+        folder = self.folder / "proc" / str(pid)
+        folder.mkdir(parents=True, exist_ok=True)
+        slice_name = f"kubepods-burstable-pod{pod.replace('-', '_')}.slice" if pod else "user.slice"
+        (folder / "cgroup").write_text(f"0::/kubepods.slice/{slice_name}/x.scope\n" if pod else "0::/user.slice\n")
+
+    def pod(self, number: int, *, job: str = "gpt", rank: int | None = None, phase: str = "Running") -> None:
+        """Let the API know a pod of the job."""
+        known = {
+            "uid": uid(number), "namespace": "research", "name": f"gpt-{number}", "phase": phase, "job": job,
+            "job_uid": "job-1", "rank": number if rank is None else rank, "stages": 2, "tensor_parallel": 1,
+        }  # fmt: skip
+        self.ask(do="pod", pod=known)
+
+    def plan(self, plan: Plan | bytes, name: str = PLAN_NAME) -> dict[str, Any]:
+        """Push a plan."""
+        data = plan if isinstance(plan, bytes) else plan.encode()
+        return self.ask(do="plan", name=name, data=base64.b64encode(data).decode())
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Give a command; return the agent's counters after it."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def counters(self) -> dict[str, Any]:
+        """The agent's counters."""
+        return self.ask(do="look")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.communicate()
+            self._process = None
+
+    def stop(self) -> None:
+        """Stop as SIGTERM does."""
+        assert self._process is not None
+        self._process.communicate('{"do": "stop"}\n', timeout=DEADLINE_SECONDS)
+        self._process = None
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the agent has died"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class Trainer:
+    """A rank's side of the socket, packet by packet."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect."""
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection.settimeout(DEADLINE_SECONDS)
+        self.connection.connect(str(path))
+
+    def hello(self, gpu: str, stage: int = 0, job: str = "gpt", pipeline: int = 0) -> Welcome:
+        """Say who we are; return the answer."""
+        self.connection.send(Hello("research", job, gpu, pipeline, stage, 0, os.getpid()).pack())
+        return Welcome.unpack(self.connection.recv(MAXIMUM_MESSAGE_BYTES))
+
+    def served(self, gpu: str, stage: int = 0) -> Trainer:
+        """Say who we are, and be served."""
+        welcome = self.hello(gpu, stage)
+        assert welcome.verdict is Verdict.SERVED, welcome.reason
+        return self
+
+    def begin(self, iteration: int) -> None:
+        """Begin an iteration."""
+        self._send(BoundaryKind.ITERATION_BEGIN, iteration)
+
+    def run(self, iteration: int, letters: str) -> None:
+        """Begin and end instructions."""
+        for letter in letters:
+            self._send(BoundaryKind.INSTRUCTION_BEGIN, iteration, Instruction.from_code(letter))
+            self._send(BoundaryKind.INSTRUCTION_END, iteration, Instruction.from_code(letter))
+
+    def end(self, iteration: int) -> None:
+        """End an iteration."""
+        self._send(BoundaryKind.ITERATION_END, iteration)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.connection.close()
+
+    def _send(self, kind: BoundaryKind, iteration: int, instruction: Instruction | None = None) -> None:
+        self.connection.send(Boundary(kind, iteration, time.monotonic_ns(), instruction).pack())

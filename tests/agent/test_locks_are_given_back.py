@@ -1,0 +1,144 @@
+"""Invariant 1: whoever goes away, by whatever death, no clock stays locked for longer than the promise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Trainer, eventually, make_plan, uid
+from perseus_simulator.node import SimulatedNode
+from perseus_simulator.testing import simulator_environment
+
+
+def locked(node: SimulatedNode, clock: int = 810) -> None:
+    """Wait until rank 0's clock is locked."""
+    eventually(lambda: node.gpus[0].locked_range() == (clock, clock), f"the clock is locked at {clock} MHz")
+
+
+def free(node: SimulatedNode) -> None:
+    """Wait until every GPU is unlocked, for as long as is promised."""
+    eventually(lambda: not any(gpu.locked_range() for gpu in node.gpus), "every GPU is free", RELEASE_SECONDS)
+
+
+def test_the_plan_is_followed_and_the_journal_knows(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    assert agent.journalled == [f"{node.gpus[0].uuid}.lock.json"]
+    trainer.run(1, "F")
+    locked(node, 1005)
+    trainer.run(1, "B")
+    locked(node, 810)
+    assert node.gpus[1].locked_range() is None
+
+
+def test_a_trainer_that_hangs_up(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    trainer.close()
+    free(node)
+    eventually(lambda: agent.journalled == [], "the journal is empty")
+
+
+def test_a_killed_trainer(agent: AgentProcess, node: SimulatedNode, trainer_process: Callable[[], int]) -> None:
+    agent.plan(make_plan())
+    pid = trainer_process()
+    locked(node)
+    os.kill(pid, signal.SIGKILL)
+    free(node)
+
+
+def test_a_withdrawn_plan(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    agent.ask(do="withdraw", name=PLAN_NAME)
+    free(node)
+    trainer.run(1, "FB")
+    trainer.begin(2)
+    agent.plan(make_plan(2, 3))
+    trainer.begin(3)
+    locked(node)
+
+
+def test_a_deleted_pod_whose_process_lives_on(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    agent.ask(do="gone", uid=uid(0))
+    free(node)
+    assert f'gpu="{node.gpus[0].uuid}",iteration' not in agent.counters()["metrics"]
+    assert 'pod="gpt-0"' not in agent.counters()["metrics"]
+
+
+def test_an_agent_that_is_told_to_stop(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    agent.stop()
+    assert node.gpus[0].locked_range() is None
+    assert agent.journalled == []
+
+
+def test_a_killed_agent_leaves_the_lock_to_its_next_start(
+    agent: AgentProcess, trainer: Trainer, node: SimulatedNode
+) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    agent.kill()
+    # The lock outlives the process, as on a real GPU: without this the test would prove nothing.
+    assert node.gpus[0].locked_range() == (810, 810)
+    agent.start()
+    assert node.gpus[0].locked_range() is None
+    assert agent.journalled == []
+
+
+def test_a_killed_agent_leaves_the_lock_to_the_watchdog(
+    agent: AgentProcess, trainer: Trainer, node: SimulatedNode
+) -> None:
+    environment = {**simulator_environment(node), "PERSEUS_JOURNAL_FOLDER": str(agent.folder / "journal")}
+    watchdog = subprocess.Popen([sys.executable, "-m", "perseus_daemonset.main", "watchdog"], env=environment)
+    try:
+        agent.plan(make_plan())
+        for iteration in range(1, 3):
+            trainer.begin(iteration)
+            trainer.run(iteration, "FB")
+            trainer.end(iteration)
+        locked(node)
+        agent.kill()
+        free(node)
+        eventually(lambda: agent.journalled == [], "the journal is empty")
+        # It waits again: the next agent is neither kept out nor robbed of its locks.
+        agent.start()
+        agent.pod(0)
+        agent.plan(make_plan())
+        again = Trainer(agent.path).served(node.gpus[0].uuid)
+        again.begin(1)
+        locked(node)
+        time.sleep(1.5)
+        assert node.gpus[0].locked_range() == (810, 810)
+        agent.kill()
+        free(node)
+        again.close()
+    finally:
+        watchdog.kill()
+        watchdog.wait()
+
+
+def test_a_lost_gpu_costs_its_neighbour_nothing(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
+    agent.plan(make_plan())
+    agent.is_in_pod(os.getpid(), uid(1))
+    neighbour = Trainer(agent.path).served(node.gpus[1].uuid, stage=1)
+    node.gpus[0].inject(lost=True)
+    trainer.begin(1)
+    neighbour.begin(1)
+    eventually(lambda: node.gpus[1].locked_range() == (810, 810), "the neighbour's clock is locked")
+    assert 'error="gpu_is_lost"' in agent.counters()["metrics"]
+    neighbour.close()
+    free(node)

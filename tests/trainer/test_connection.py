@@ -169,3 +169,50 @@ def test_a_closed_session_ends_its_thread_and_stays_silent(rank: Rank, agent_sid
     eventually(lambda: set(threading.enumerate()) <= before, "the connection's thread has ended")
     train(session, 3)
     assert read(connection) is None
+
+
+def test_a_stopped_agent_never_makes_a_hook_wait(rank: Rank, tmp_path: Path, start_agent: AgentStarter) -> None:
+    agent = start_agent()
+    session = connected(perseus_trainer.connect(rank, str(tmp_path / "agent.sock")))
+    os.kill(agent.pid, signal.SIGSTOP)
+    # Many times what the socket holds. A send that waits for room would wait for its timeout, seconds long.
+    assert train(session, 2_000) < 2.0
+    assert session.connected, "a stopped agent is not a lost one"
+    os.kill(agent.pid, signal.SIGCONT)
+    train(session, 10)
+    assert session.connected
+    session.close()
+
+
+def test_an_agent_that_is_stopped_and_then_killed_is_replaced(
+    rank: Rank, tmp_path: Path, start_agent: AgentStarter
+) -> None:
+    agent = start_agent()
+    session = connected(perseus_trainer.connect(rank, str(tmp_path / "agent.sock")))
+    os.kill(agent.pid, signal.SIGSTOP)
+    train(session, 500)
+    os.kill(agent.pid, signal.SIGKILL)
+    agent.wait()
+    train(session, 1)
+    start_agent()
+    connected(session)
+    session.close()
+
+
+def test_a_child_forked_before_the_welcome_does_not_hold_the_lease(rank: Rank, agent_side: AgentSide) -> None:
+    go_on, finish = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        os.close(finish)
+        agent_side.close_listener()
+        perseus_trainer.connect(rank, str(agent_side.path))
+        time.sleep(0.3)  # Its thread waits for the welcome now.
+        if os.fork() == 0:
+            os.read(go_on, 1)
+        os._exit(0)
+    os.close(go_on)
+    connection, _ = agent_side.accept()
+    os.waitpid(trainer, 0)
+    connection.settimeout(2.0)
+    assert connection.recv(64) == b"", "the lease ends with its owner, though the child lives"
+    os.close(finish)

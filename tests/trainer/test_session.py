@@ -132,6 +132,7 @@ def test_without_an_agents_socket_every_hook_is_one_object_that_does_nothing(mon
         ({names.ENV_JOB: ""}, names.ENV_JOB),
         ({names.ENV_NAMESPACE: ""}, names.ENV_NAMESPACE),
         ({names.ENV_JOB: "j" * 64}, "63 bytes"),
+        ({names.ENV_JOB: os.fsdecode(b"\xff")}, "must be UTF-8"),
         ({names.ENV_RANK: str(8 * 2**32)}, "32 bits"),
     ],
 )

@@ -40,6 +40,7 @@ class Connection:
         self._path = path
         self._hello = hello.pack()
         self._socket: socket.socket | None = None
+        self._candidate: socket.socket | None = None
         self._wanted = threading.Event()
         self._closed = False
         self.dropped = 0
@@ -80,8 +81,11 @@ class Connection:
         """In a child process: close the parent's lease here, and send nothing."""
         self._closed = True
         current, self._socket = self._socket, None
-        if current is not None:
-            current.close()
+        # The thread that waits for a welcome is not in the child, but the socket that it waits on is.
+        candidate, self._candidate = self._candidate, None
+        for inherited in (current, candidate):
+            if inherited is not None:
+                inherited.close()
 
     def _start(self) -> None:
         threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
@@ -109,11 +113,14 @@ class Connection:
     def _try_once(self) -> tuple[str, float]:
         """Connect; return what went wrong ("" if nothing did) and how long to wait before the next try."""
         candidate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._candidate = candidate
         try:
             candidate.settimeout(WELCOME_TIMEOUT_SECONDS)
             candidate.connect(self._path)
             candidate.send(self._hello)
             welcome = Welcome.unpack(candidate.recv(WELCOME_BYTES))
+            # With a timeout Python waits for room in the buffer before it sends, whatever MSG_DONTWAIT says.
+            candidate.setblocking(False)
         except (OSError, MessageError) as error:
             candidate.close()
             return f"no agent at {self._path} ({error}): training goes on unlocked", RETRY_SECONDS
@@ -122,6 +129,7 @@ class Connection:
             return f"the agent refused: {welcome.reason}; training goes on unlocked", RETRY_AFTER_REFUSAL_SECONDS
         self._wanted.clear()
         self._socket = candidate
+        self._candidate = None
         if self._closed:
             self.close()
         return "", 0.0

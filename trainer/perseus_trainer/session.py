@@ -95,8 +95,8 @@ class Session:
 
     def send(self, kind: int, arguments: tuple[int, int, int]) -> None:
         """Tell the agent of one boundary, now; never blocks, never raises."""
-        if self._connection is None:
-            return
+        if self._connection is None or self.iteration_index < 0:
+            return  # Outside of iterations there is nothing to follow.
         try:
             packet = pack_boundary(kind, self.iteration_index, time.monotonic_ns(), *arguments)
         except MessageError as error:

@@ -75,9 +75,12 @@ class Hello:
         """Return the packet.
 
         Raises:
-            MessageError: a text is longer than 63 bytes or a number does not fit.
+            MessageError: a text is longer than 63 bytes or not UTF-8, or a number does not fit.
         """
-        texts = [text.encode() for text in (self.namespace, self.job, self.gpu_uuid)]
+        try:
+            texts = [text.encode() for text in (self.namespace, self.job, self.gpu_uuid)]
+        except UnicodeEncodeError:
+            raise MessageError("namespace, job and GPU UUID of a hello must be UTF-8") from None
         if any(len(text) > 63 for text in texts):
             raise MessageError("namespace, job and GPU UUID of a hello may have at most 63 bytes each")
         try:

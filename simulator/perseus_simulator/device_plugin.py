@@ -167,7 +167,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_ino, status.st_ctime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _register(kubelet: Path) -> None:

@@ -23,7 +23,7 @@ def test_uninstall_gives_all_clocks_back_and_leaves_training_alone(
     try:
         wait_until("locks are gone", lambda: not any(gpu.locked_range() for gpu in gpus.gpus), 5)
         assert [restarts(pod) for pod in training.pods()] == [0] * training.stages
-        assert left_of_the_release(installation) == []
+        wait_until("every object is gone", lambda: not left_of_the_release(installation), 30)
         job = json.loads(installation.kubectl("get", "perseusjob", training.name, "-n", NAMESPACE, "-o", "json"))
         assert job["metadata"].get("finalizers", []) == [], "nobody is left to remove a finalizer"
     finally:

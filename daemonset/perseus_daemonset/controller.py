@@ -14,6 +14,7 @@ from perseus_daemonset.hardware import Gpu, HardwareError
 from perseus_daemonset.journal import Journal
 
 RETRY_AFTER_ERROR_SECONDS = 30.0
+RETRY_UNLOCK_SECONDS = 1.0
 logger = logging.getLogger("perseus.agent")
 
 
@@ -39,6 +40,7 @@ class ClockController:
         self._requested: int | None = None
         self._journalled = False
         self._refused_until = 0.0
+        self._owes_unlock = False
         self._mutex = threading.Lock()
 
     @property
@@ -56,8 +58,8 @@ class ClockController:
                 return self._unlock()
             if megahertz == self._requested or time.monotonic() < self._refused_until:
                 return False
-            if not self._may_change() and self._requested is not None and megahertz < self._requested:
-                # Beyond the bound the faster clock stays: training is never slowed by our restraint.
+            if not self._may_change() and (self._requested is None or megahertz < self._requested):
+                # Beyond the bound the faster clock stays (unlocked is the fastest): our restraint slows nobody.
                 self.held_back += 1
                 return False
             return self._lock(megahertz)
@@ -74,6 +76,7 @@ class ClockController:
             self._unlock()
             return True
         self._requested = megahertz
+        self._owes_unlock = False
         self._tokens -= 1
         self.changes += 1
         return True
@@ -84,15 +87,28 @@ class ClockController:
         try:
             self.gpu.reset()
         except HardwareError as error:
-            # The entry stays, and with it the duty to try again.
+            # The entry stays, and with it the duty to try again, though nobody may wish anything any more.
             self._note(error)
+            if not self._owes_unlock:
+                self._owes_unlock = True
+                threading.Thread(target=self._pay, name="unlock", daemon=True).start()
             return True
+        self._owes_unlock = False
         self._requested = None
         self.changes += 1
         self._tokens -= 1
         self._journal.strike(self.gpu.uuid)
         self._journalled = False
         return True
+
+    def _pay(self) -> None:
+        while True:
+            time.sleep(RETRY_UNLOCK_SECONDS)
+            with self._mutex:
+                if self._owes_unlock:
+                    self._unlock()
+                if not self._owes_unlock:
+                    return
 
     def _may_change(self) -> bool:
         now = time.monotonic()

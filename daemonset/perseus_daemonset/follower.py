@@ -58,6 +58,7 @@ class Follower:
         self.late = 0
         self.mismatches = 0
         self._newest: RankPlan | None = None
+        self._waiting: list[RankPlan] = []  # accepted, oldest first, none yet begun
         self._active: RankPlan | None = None
         self._position = 0
         self._in_iteration = False
@@ -90,7 +91,11 @@ class Follower:
         self._newest = plan
         if plan is None:
             self._active = None
+            self._waiting.clear()
             return None
+        # One that holds no later than the newest is never chosen again.
+        self._waiting = [each for each in self._waiting if each.first_iteration < plan.first_iteration]
+        self._waiting.append(plan)
         if self._active is None and self._in_iteration:
             # Where the trainer is in this order is not known before the next iteration begins.
             self._astray = True
@@ -144,9 +149,12 @@ class Follower:
         self.mismatches += 1
 
     def _for_iteration(self, iteration: int) -> RankPlan | None:
-        if self._newest is not None and self._newest.first_iteration <= iteration:
-            return self._newest
-        return self._active
+        # A newer generation for later does not take the place of one that holds now: every agent of the pipeline must
+        # choose the same, whether the newer one has reached it yet or not.
+        chosen = self._active
+        while self._waiting and self._waiting[0].first_iteration <= iteration:
+            chosen = self._waiting.pop(0)
+        return chosen
 
     def _wish(self) -> int | None:
         plan = self._active

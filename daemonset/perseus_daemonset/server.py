@@ -139,6 +139,9 @@ class Server:
             self._registry.refuse(reason)
             logger.info("refused a connection (%s): %s", reason, error)
             with contextlib.suppress(OSError):
+                # What lies unread would turn the close into a reset, and the reason would be lost with it.
+                connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+            with contextlib.suppress(OSError):
                 connection.send(Welcome(Verdict.REFUSED, str(error)).pack(), socket.MSG_DONTWAIT)
             connection.close()
             return None

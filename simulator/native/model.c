@@ -188,7 +188,8 @@ static void step_to(psim_node *node, int gpu, double time_seconds) {
             client->joules += watts * simulated / running;
             client->clock_seconds += client->fixed ? 0 : clock * simulated;
         }
-        if (left - simulated <= 1e-9) {
+        /* A rest too short to move the clock on, whose steps grow with the machine's uptime, would never end. */
+        if (left - simulated <= 1e-9 || time_seconds + (left - simulated) / state->config.time_scale <= time_seconds) {
             client->running = 0;
             client->end_seconds = time_seconds;
             device->kernels++;

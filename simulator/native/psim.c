@@ -101,7 +101,8 @@ int psim_client_open(psim_node *node, int gpu, psim_client **client) {
         result = slot_claim(node, gpu, slot, &opened->descriptor);
         opened->slot = slot;
     }
-    if (result != PSIM_OK || (result = state_lock(device)) != PSIM_OK) {
+    if (result == PSIM_OK && (result = state_lock(device)) != PSIM_OK) close(opened->descriptor);
+    if (result != PSIM_OK) {
         free(opened);
         return result;
     }

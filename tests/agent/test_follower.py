@@ -97,6 +97,18 @@ def test_withdrawal_unlocks_within_the_iteration() -> None:
     assert follower.active_generation == 0
 
 
+def test_a_generation_that_waits_survives_the_arrival_of_one_for_later() -> None:
+    """All agents of a pipeline must agree on iteration 10, whether generation 3 reached them before it or in it."""
+    early, tardy = Follower(), Follower()
+    for follower in (early, tardy):
+        follower.offer(rank_plan(1, 1, clocks=(1410, 1410)))
+        iteration(follower, 9)
+        follower.offer(rank_plan(2, 10))
+    early.offer(rank_plan(3, 12, clocks=(210, 210)))
+    begun = [follower.follow(Boundary(BEGIN, 10, 0)) for follower in (early, tardy)]
+    assert begun == [810, 810]
+
+
 EVENTS = st.lists(
     st.one_of(
         st.builds(rank_plan, st.integers(1, 9), st.integers(0, 9)),

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Trainer, eventually, make_plan, uid
+from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
 
@@ -142,3 +143,37 @@ def test_a_lost_gpu_costs_its_neighbour_nothing(agent: AgentProcess, trainer: Tr
     assert 'error="gpu_is_lost"' in agent.counters()["metrics"]
     neighbour.close()
     free(node)
+
+
+def test_a_clock_that_could_not_be_given_back_is_given_back_when_the_gpu_lets_it(
+    agent: AgentProcess, trainer: Trainer, node: SimulatedNode
+) -> None:
+    agent.plan(make_plan())
+    trainer.begin(1)
+    locked(node)
+    node.gpus[0].inject(unknown=True)
+    trainer.close()
+    eventually(lambda: 'error="unknown"' in agent.counters()["metrics"], "the failed call is counted")
+    assert node.gpus[0].locked_range() == (810, 810)
+    node.gpus[0].clear()
+    free(node)
+
+
+def test_a_trainer_astray_costs_no_more_calls_than_the_rate_allows(
+    node: SimulatedNode, kubelet: Kubelet, tmp_path: Path
+) -> None:
+    agent = AgentProcess(tmp_path, simulator_environment(node), changes_per_second=10)
+    agent.start()
+    agent.pod(0)
+    agent.plan(make_plan())
+    served = Trainer(agent.path).served(node.gpus[0].uuid)
+    for iteration in range(1, 200):
+        served.begin(iteration)
+        time.sleep(0.005)
+        served.run(iteration, "R")
+        time.sleep(0.005)
+    changes = node.gpus[0].calls["set_locked_clocks"]
+    served.close()
+    free(node)
+    agent.kill()
+    assert changes <= 10 + 10 * 3

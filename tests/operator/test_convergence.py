@@ -1,0 +1,228 @@
+"""Invariant 6 on a real API server: killed at any moment, the operator comes to the same objects, each once.
+
+Nobody else writes here (no controllers), so that every write is the operator's or the test's.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perseus_api import names
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bare import (
+    SYSTEM,
+    BareCluster,
+    OperatorProcess,
+    eventually,
+    perseus_job,
+    profile_config_map,
+)
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def home(bare: BareCluster) -> Iterator[str]:
+    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    bare.kubectl("create", "namespace", name)
+    yield name
+    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
+        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
+
+
+def shape(children: dict[str, dict[str, Any]], namespace: str) -> str:
+    """Everything of the children that does not differ between two jobs of one spec."""
+    found = {}
+    for name, each in children.items():
+        kept = {key: value for key, value in each.items() if key not in ("metadata", "status")}
+        content = json.dumps([each["metadata"].get("labels"), None if name == "plan" else kept], sort_keys=True)
+        for own in (namespace, each["metadata"]["uid"], each["metadata"].get("ownerReferences", [{}])[0].get("uid")):
+            content = content.replace(own or "-" * 50, "*")
+        # The optimisation Job's name ends in a hash of the profile and the shape.
+        found[re.sub(r"-[0-9a-f]{8}$", "", name)] = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "*", content)
+    return json.dumps(found, sort_keys=True)
+
+
+def settle(bare: BareCluster, namespace: str, job: str = "train") -> None:
+    """Play the optimisation pod, and wait for the plan."""
+    eventually("the frontier's ConfigMap", lambda: bare.find("configmap", namespace, f"{job}-frontier"))
+    bare.optimise(namespace, job)
+    eventually("the plan", lambda: bare.plan(namespace, job))
+    eventually(
+        "the status tells the plan",
+        lambda: ((bare.find("perseusjob", namespace, job) or {}).get("status") or {}).get("plan"),
+    )
+
+
+def test_a_job_gets_its_children_its_conditions_and_its_plan(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    children = bare.children(home, "train")
+    kinds = sorted(name.split("/")[0] for name in children)
+    assert kinds == ["ConfigMap", "Job", "Job", "Role", "RoleBinding", "Service", "ServiceAccount", "plan"]
+    conditions = bare.conditions(home, "train")
+    assert list(conditions) == [
+        "Accepted", "ProfileValid", "FrontierReady", "WorkloadReady", "PlanApplied", "Straggling", "Ready",
+    ]  # fmt: skip
+    assert conditions["FrontierReady"]["status"] == "True"
+    assert conditions["PlanApplied"]["message"].startswith("no Prometheus is configured")
+    plan = bare.plan(home, "train")
+    assert plan is not None
+    assert (plan.generation, plan.first_iteration) == (1, 11)
+
+
+def test_a_restart_writes_nothing(bare: BareCluster, operator: OperatorProcess, home: str) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    time.sleep(3)  # Visits that the last writes asked for.
+
+    def versions() -> dict[str, str]:
+        found = {name: each["metadata"]["resourceVersion"] for name, each in bare.children(home, "train").items()}
+        job = bare.find("perseusjob", home, "train")
+        assert job is not None
+        return {**found, "job": job["metadata"]["resourceVersion"]}
+
+    before = versions()
+    operator.kill()
+    operator.start()
+    time.sleep(8)
+    assert versions() == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_it_comes_to_the_same_objects(
+    bare: BareCluster, operator: OperatorProcess, home: str, seed: int
+) -> None:
+    bare.apply(home, profile_config_map(), perseus_job("calm"))
+    settle(bare, home, "calm")
+    wanted = shape(bare.children(home, "calm"), home).replace("calm", "train")
+    source = random.Random(seed)
+    bare.apply(home, perseus_job("train"))
+    for _ in range(6):
+        operator.kill()
+        operator.start()
+        time.sleep(source.uniform(0.8, 2.2))
+        if bare.find("configmap", home, "train-frontier") and source.random() < 0.5:
+            bare.optimise(home, "train")
+    settle(bare, home)
+    eventually("the same objects", lambda: shape(bare.children(home, "train"), home) == wanted)
+    plan = bare.plan(home, "train")
+    assert plan is not None
+    assert plan.generation == 1, "a plan was written twice"
+
+
+def test_deletion_withdraws_the_plan_and_lets_the_job_go(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    bare.kubectl("delete", "perseusjob", "train", "-n", home, "--timeout=20s")
+    assert bare.find("configmap", SYSTEM, names.plan_config_map_name(home, "train")) is None
+
+
+def test_a_job_deleted_while_the_operator_is_away_is_let_go_later(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    operator.kill()
+    bare.kubectl("delete", "perseusjob", "train", "-n", home, "--wait=false")
+    assert bare.plan(home, "train") is not None
+    operator.start()
+    eventually("the job is gone", lambda: bare.find("perseusjob", home, "train") is None)
+    assert bare.plan(home, "train") is None
+
+
+def test_a_plan_whose_job_was_forced_away_is_swept(bare: BareCluster, operator: OperatorProcess, home: str) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    operator.kill()
+    bare.kubectl("patch", "perseusjob", "train", "-n", home, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+    bare.kubectl("delete", "perseusjob", "train", "-n", home, "--timeout=20s")
+    operator.start()
+    eventually("the orphan is gone", lambda: bare.plan(home, "train") is None)
+
+
+def test_two_jobs_of_one_name_do_not_meet(bare: BareCluster, operator: OperatorProcess, home: str) -> None:
+    other = f"{home}-too"
+    bare.kubectl("create", "namespace", other)
+    for namespace in (home, other):
+        bare.apply(namespace, profile_config_map(), perseus_job())
+    for namespace in (home, other):
+        settle(bare, namespace)
+    bare.kubectl("delete", "perseusjob", "train", "-n", other, "--timeout=20s")
+    assert bare.plan(home, "train") is not None
+
+
+def test_suspending_withdraws_the_plan_and_resuming_makes_a_newer_one(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    suspend = ("patch", "perseusjob", "train", "-n", home, "--type=merge", "-p")
+    bare.kubectl(*suspend, '{"spec":{"suspend":true}}')
+    eventually("the plan is withdrawn", lambda: bare.plan(home, "train") is None)
+    workload = bare.find("job", home, "train")
+    assert workload is not None
+    assert workload["spec"]["suspend"] is True
+    bare.kubectl(*suspend, '{"spec":{"suspend":false}}')
+    eventually("the plan is back", lambda: bare.plan(home, "train"))
+    plan = bare.plan(home, "train")
+    assert plan is not None
+    assert plan.generation == 2, "generations only grow"
+
+
+def test_a_child_that_a_person_deleted_is_made_again(bare: BareCluster, operator: OperatorProcess, home: str) -> None:
+    bare.apply(home, profile_config_map(), perseus_job())
+    settle(bare, home)
+    bare.kubectl("delete", "configmap", "-n", SYSTEM, names.plan_config_map_name(home, "train"))
+    eventually("the plan is back", lambda: bare.plan(home, "train"))
+    plan = bare.plan(home, "train")
+    assert plan is not None
+    assert plan.generation == 2, "generations only grow"
+
+
+def test_somebody_elses_job_of_the_same_name_is_not_taken_over(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    container = {"name": "mine", "image": "mine"}
+    pod = {"restartPolicy": "Never", "containers": [container]}
+    theirs = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "train"},
+        "spec": {"template": {"spec": pod}},
+    }
+    bare.apply(home, theirs, profile_config_map(), perseus_job())
+    time.sleep(5)
+    present = bare.find("job", home, "train")
+    assert present is not None
+    assert present["spec"]["template"]["spec"]["containers"][0]["name"] == "mine"
+    assert names.LABEL_JOB not in (present["metadata"].get("labels") or {})
+
+
+def test_a_template_that_kubernetes_refuses_is_told_in_its_own_words(
+    bare: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    wrong = perseus_job()
+    wrong["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = "Sometimes"
+    bare.apply(home, profile_config_map(), wrong)
+    eventually(
+        "the refusal",
+        lambda: bare.conditions(home, "train").get("WorkloadReady", {}).get("reason") == "TemplateRefused",
+    )
+    assert "Sometimes" in bare.conditions(home, "train")["WorkloadReady"]["message"]

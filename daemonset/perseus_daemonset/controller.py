@@ -97,7 +97,11 @@ class ClockController:
         self._requested = None
         self.changes += 1
         self._tokens -= 1
-        self._journal.strike(self.gpu.uuid)
+        try:
+            self._journal.strike(self.gpu.uuid)
+        except OSError as error:
+            # A reset too many at the next start does no harm.
+            self._note(error)
         self._journalled = False
         return True
 

@@ -1,1 +1,1 @@
-"""Benchmarks: figures for documents and for comparing versions on one machine; never tests. ``make bench`` runs them."""
+"""Benchmarks: figures for documents and for comparing versions on one machine; `make bench` runs them."""

@@ -1,0 +1,124 @@
+"""Invariant 8: energy is what the counter says, the baseline what was measured or is called a prediction."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from perseus_api.instructions import Instruction
+from perseus_api.messages import Boundary, BoundaryKind
+from perseus_daemonset.accounting import MEASURED, PREDICTED, RankAccount
+from perseus_daemonset.follower import RankPlan
+
+NANOSECONDS = 1_000_000_000
+PLAN = RankPlan(1, 1, "FB", (1410, 1410), blocking_watts=80.0, predicted_seconds=2.0, predicted_joules=500.0)
+
+
+def begin(
+    account: RankAccount, iteration: int, seconds: float, joules: float | None, plan: RankPlan | None = PLAN
+) -> None:
+    boundary = Boundary(BoundaryKind.ITERATION_BEGIN, iteration, int(seconds * NANOSECONDS))
+    account.begin_iteration(boundary, joules, seconds, plan)
+
+
+def instruction(kind: BoundaryKind, which: Instruction, seconds: float) -> Boundary:
+    return Boundary(kind, 1, int(seconds * NANOSECONDS), which)
+
+
+def test_an_unlocked_iteration_is_its_own_baseline() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100), (6, 1600)]):
+        begin(account, index, seconds, joules)
+    assert account.iterations == 2, "iteration 0 warms up"
+    assert account.energy_joules == 1000
+    assert account.baseline_joules == {MEASURED: 1000}
+    assert (account.unlocked_iteration_joules, account.unlocked_iteration_seconds) == (500, 2)
+
+
+def test_a_locked_iteration_counts_against_the_measured_one_and_the_wait_beyond_it() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):
+        begin(account, index, seconds, joules)
+    account.locked()
+    begin(account, 3, 6.5, 1480)
+    assert account.energy_joules == 880
+    assert account.baseline_joules == {MEASURED: 500 + 500 + 80 * 0.5}
+
+
+def test_a_shorter_iteration_gets_no_baseline_for_time_it_did_not_take() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):
+        begin(account, index, seconds, joules)
+    account.locked()
+    begin(account, 3, 5.9, 1500)
+    assert account.baseline_joules[MEASURED] == 1000
+
+
+def test_without_a_measured_iteration_the_baseline_is_called_a_prediction() -> None:
+    account = RankAccount()
+    begin(account, 5, 0, 0)
+    account.locked()
+    begin(account, 6, 2.5, 400)
+    assert account.baseline_joules == {PREDICTED: 500 + 80 * 0.5}
+    assert account.unlocked_iteration_joules is None
+
+
+def test_an_iteration_without_a_reading_is_not_counted() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    begin(account, 2, 2, None)
+    begin(account, 3, 4, 900)
+    begin(account, 4, 6, 1400)
+    assert (account.iterations, account.energy_joules) == (1, 500)
+
+
+def test_an_interrupted_iteration_is_not_counted() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    account.interrupted()
+    begin(account, 2, 100, 50_000)
+    assert (account.iterations, account.energy_joules) == (0, 0.0)
+
+
+def test_a_counter_that_went_back_is_no_negative_energy() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 1000)
+    begin(account, 2, 2, 10)
+    assert (account.iterations, account.energy_joules) == (0, 0.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 10_000), st.booleans()), min_size=2, max_size=30))
+def test_differences_telescope_to_what_the_counter_moved(steps: list[tuple[float, float, bool]]) -> None:
+    account = RankAccount()
+    seconds = joules = 0.0
+    begin(account, 1, 0, 0)
+    for index, (duration, energy, locked) in enumerate(steps):
+        if locked:
+            account.locked()
+        seconds, joules = seconds + duration, joules + energy
+        begin(account, index + 2, seconds, joules)
+    assert account.iterations == len(steps)
+    assert account.energy_joules == pytest.approx(joules, rel=1e-9, abs=1e-6)
+
+
+def test_pipeline_time_is_free_of_the_wait_at_the_synchronisation() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    for kind, which, seconds in (
+        (BoundaryKind.INSTRUCTION_BEGIN, Instruction.FORWARD, 0.1),
+        (BoundaryKind.INSTRUCTION_END, Instruction.FORWARD, 0.2),
+        (BoundaryKind.INSTRUCTION_BEGIN, Instruction.BACKWARD, 1.0),
+        (BoundaryKind.INSTRUCTION_END, Instruction.BACKWARD, 1.4),
+    ):
+        account.instruction(instruction(kind, which, seconds), order_finished=False)
+    assert account.pipeline_seconds is None
+    account.end_iteration(Boundary(BoundaryKind.ITERATION_END, 1, 9 * NANOSECONDS))
+    assert account.pipeline_seconds == pytest.approx(1.3)
+
+
+def test_pipeline_time_is_told_at_the_last_backward_when_the_plan_knows_it() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    account.instruction(instruction(BoundaryKind.INSTRUCTION_BEGIN, Instruction.FORWARD, 0.5), order_finished=False)
+    account.instruction(instruction(BoundaryKind.INSTRUCTION_END, Instruction.BACKWARD, 2.0), order_finished=True)
+    assert account.pipeline_seconds == pytest.approx(1.5)

@@ -11,6 +11,7 @@ from testbed.site import Site
 
 BRIDGE = "cni0"
 _PEER = "uplink"
+_MAC = "0a:58:0a:f4:00:01"
 
 
 def exists(site: Site) -> bool:
@@ -25,7 +26,9 @@ def create(site: Site) -> None:
     run(["ip", "link", "add", site.host_link, "type", "veth", "peer", "name", _PEER, "netns", name])
     commands = [
         "link set lo up",
-        f"link add {BRIDGE} type bridge",
+        # A bridge without an address of its own takes its lowest port's: each pod that comes or goes could change it,
+        # and whoever had the old one in its neighbour table would talk to nobody for seconds.
+        f"link add {BRIDGE} address {_MAC} type bridge",
         f"addr add {site.node_address}/24 dev {BRIDGE}",
         f"link set {BRIDGE} up",
         f"link set {_PEER} master {BRIDGE}",

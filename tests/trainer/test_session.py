@@ -160,12 +160,31 @@ def test_a_number_that_no_message_holds_is_said_and_training_goes_on(
     session = perseus_trainer.connect(rank, str(agent_side.path))
     connection = agent_side.serve()
     eventually(lambda: session.connected, "the session is connected")
-    with session.instruction("forward", microbatch=microbatch):
+    with session.iteration(6), session.instruction("forward", microbatch=microbatch):
         pass
     assert "does not fit its field" in caplog.text
     with session.iteration(7):
         pass
-    assert shape(read(connection))[:2] == (BoundaryKind.ITERATION_BEGIN, 7)
+    found = [shape(read(connection))[:2] for _ in range(3)]
+    assert found == [
+        (BoundaryKind.ITERATION_BEGIN, 6),
+        (BoundaryKind.ITERATION_END, 6),
+        (BoundaryKind.ITERATION_BEGIN, 7),
+    ]
+    session.close()
+
+
+def test_outside_of_iterations_nothing_is_said(
+    agent_side: AgentSide, rank: Rank, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = perseus_trainer.connect(rank, str(agent_side.path))
+    connection = agent_side.serve()
+    eventually(lambda: session.connected, "the session is connected")
+    with session.instruction("forward"):
+        pass
+    with session.iteration():
+        pass
+    assert shape(read(connection))[:2] == (BoundaryKind.ITERATION_BEGIN, 0)
     session.close()
 
 

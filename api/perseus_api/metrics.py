@@ -61,7 +61,9 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
     "perseus_operator_reconcile_seconds": "Histogram: duration of a reconcile.",
     "perseus_operator_reconciles_total": "Reconciles. Label outcome: settled, waiting, refused, failed.",
     "perseus_operator_api_writes_total": "Writes to the Kubernetes API. Labels kind, verb.",
-    "perseus_operator_replans_total": "Plan generations pushed. Label reason: initial, straggler, recovery, restart.",
+    "perseus_operator_replans_total": (
+        "Plan generations pushed. Label reason: initial, objective, straggler, recovery, restart."
+    ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
     "perseus_operator_build_info": "1. Label version.",
 }

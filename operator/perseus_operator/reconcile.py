@@ -36,7 +36,14 @@ from perseus_operator.client import (
 )
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
-from perseus_operator.planning import Stragglers, make_plan, planned_seconds, predicted_savings, same_clocks
+from perseus_operator.planning import (
+    Stragglers,
+    make_plan,
+    planned_seconds,
+    predicted_savings,
+    same_clocks,
+    stragglers_of,
+)
 from perseus_operator.profiles import LoadedProfile, ProfileProblem, load_profile
 from perseus_operator.settings import Settings
 from perseus_operator.stragglers import first_iteration
@@ -282,6 +289,8 @@ class Reconciler:
                 measured = watched.report.pipelines if watched else {}
                 first = first_iteration(before, measured, time.time())
                 why = "straggler" if stragglers.pipelines else "recovery"
+                if stragglers == stragglers_of(before):
+                    why = "objective"
             plan = wanted.model_copy(update={"first_iteration": first})
             encoded = base64.b64encode(plan.encode()).decode()
             await self._api.apply(builder.plan_config_map(encoded))

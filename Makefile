@@ -17,6 +17,7 @@ venv: .venv/.installed ## Create the development environment
 
 .PHONY: native
 native: ## Compile the simulated NVML library
+	@command -v cc >/dev/null || { echo "A C compiler is missing: install one (on Debian: apt-get install gcc libc6-dev)." >&2; exit 2; }
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
@@ -32,8 +33,9 @@ down: venv ## Stop the cluster and leave no trace
 	@$(PYTHON_BIN) -m testbed down
 
 .PHONY: test
-test: venv native ## Every test, on the real parts (root, Go >= 1.26)
-	@$(PYTHON_BIN) -m testbed check
+test: venv ## Every test, on the real parts (root, Go >= 1.26)
+	@$(PYTHON_BIN) -m testbed build
+	@$(MAKE) --no-print-directory native
 	@$(PYTHON_BIN) -m pytest
 
 .PHONY: test-fast

@@ -13,7 +13,6 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
@@ -46,15 +45,12 @@ from perseus_operator.planning import (
 )
 from perseus_operator.profiles import LoadedProfile, ProfileProblem, load_profile
 from perseus_operator.settings import Settings
+from perseus_operator.status import event, plan_status, savings_status, straggler_status
 from perseus_operator.stragglers import first_iteration
 
 WAITING_SECONDS = 2.0
 STEADY_SECONDS = 60.0
 SAVINGS_SECONDS = 60.0
-_BAD = {
-    Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
-    Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED, Reason.TRAINING_FAILED, Reason.PLAN_REFUSED,
-}  # fmt: skip
 logger = logging.getLogger("perseus.operator")
 
 
@@ -391,16 +387,15 @@ class Reconciler:
             reference = job["spec"]["profiling"]["profileRef"]["name"]
             status["profile"] = {"name": reference, "checksum": visit.profile.checksum}
         if visit.plan is not None and visit.stragglers is not None:
-            status["plan"] = _plan_status(visit.plan, visit.stragglers)
-            status["stragglers"] = _straggler_status(visit.plan, visit.stragglers)
+            status["plan"] = plan_status(visit.plan, visit.stragglers)
+            if visit.stragglers.pipelines:
+                status["stragglers"] = straggler_status(visit.plan, visit.stragglers)
         elif "plan" in before:
             status["plan"] = before["plan"]
         savings = self._savings(visit.key, before.get("savings"))
         if savings is not None:
             status["savings"] = savings
-        if status == {key: value for key, value in before.items() if value != []} | (
-            {"stragglers": []} if status.get("stragglers") == [] else {}
-        ):
+        if status == before:
             return
         metadata = {"name": job["metadata"]["name"], "namespace": job["metadata"]["namespace"]}
         document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "status": status}
@@ -414,15 +409,7 @@ class Reconciler:
         if before is not None and time.monotonic() < self._savings_at.get(key, 0.0) + SAVINGS_SECONDS:
             return before
         self._savings_at[key] = time.monotonic()
-        baseline = energy.measured + energy.predicted
-        if baseline <= 0:
-            return before
-        return {
-            "permille": max(-100_000, round(1000 * (1 - energy.energy / baseline))),
-            "energyJoules": round(energy.energy),
-            "baselineJoules": round(baseline),
-            "source": "Predicted" if energy.predicted > energy.measured else "Measured",
-        }
+        return savings_status(energy) or before
 
     async def _tell_events(self, visit: _Visit, known: list[Document], now: str) -> None:
         earlier = {each["type"]: (each["status"], each["reason"]) for each in known}
@@ -434,35 +421,10 @@ class Reconciler:
             ):
                 continue
             try:
-                await self._api.create(EVENT, _event(visit.job, condition, reason, message, now))
+                await self._api.create(EVENT, event(visit.job, condition, reason, message, now))
             except ApiRefusal as refusal:
                 # Whatever becomes of an event, the status has told it already.
                 logger.info("event not written: %s", refusal)
-
-
-def _event(job: Document, condition: Condition, reason: Reason, message: str, now: str) -> Document:
-    metadata: dict[str, Any] = job["metadata"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
-        "involvedObject": {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "uid": metadata["uid"],
-        },
-        "type": "Warning" if reason in _BAD else "Normal",
-        "reason": reason.value,
-        "message": f"{condition.value}: {message}",
-        "source": {"component": names.MANAGED_BY},
-        "reportingComponent": names.MANAGED_BY,
-        "reportingInstance": names.MANAGED_BY,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
 
 
 def _decoded_plan(config_map: Document | None) -> Plan | None:
@@ -474,25 +436,6 @@ def _decoded_plan(config_map: Document | None) -> Plan | None:
         )
     except (DocumentError, binascii.Error):
         return None
-
-
-def _plan_status(plan: Plan, stragglers: Stragglers) -> Document:
-    return {
-        "generation": plan.generation,
-        "firstIteration": plan.first_iteration,
-        "iterationMilliseconds": round(
-            1000 * max(planned_seconds(plan, index) for index in range(len(plan.pipelines)))
-        ),
-        "predictedSavingsPermille": round(1000 * predicted_savings(plan, stragglers)),
-    }
-
-
-def _straggler_status(plan: Plan, stragglers: Stragglers) -> list[Document]:
-    found = []
-    for index in stragglers.pipelines[:64]:
-        slowdown = stragglers.deadline_seconds / planned_seconds(plan, index) - 1
-        found.append({"pipeline": index, "slowdownPermille": max(0, min(1_000_000, round(1000 * slowdown)))})
-    return found
 
 
 def _job_condition(job: Document, wanted: str) -> str | None:

@@ -90,6 +90,12 @@ def test_a_wrong_spec_is_refused_at_apply_and_names_the_field(
         apply(installation, perseus_job("wrong-spec", installation.tag, **spec))
 
 
+def test_ten_megabytes_are_refused_before_they_are_stored(installation: Installation) -> None:
+    huge = profile_config_map("huge-profile", **{names.PROFILE_CSV_KEY: CSV * 500})
+    with pytest.raises(TestbedError, match=r"(?i)too (large|long)|at most 1048576"):
+        installation.kubectl("create", "-n", NAMESPACE, "-f", "-", input_text=json.dumps(huge))
+
+
 def refused(installation: Installation, name: str, csv: str) -> dict[str, str]:
     """Apply a job with a profile, wait for the refusal, see that nothing was started, and take all away."""
     try:

@@ -54,6 +54,10 @@ bench: venv ## Benchmarks; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -m benchmarks
 
+.PHONY: savings
+savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
+	@$(PYTHON_BIN) -m benchmarks.savings
+
 .PHONY: crds
 crds: ## Copy the CRD into the chart
 	@mkdir -p charts/perseus-operator/crds

@@ -1,7 +1,8 @@
-"""The planner: pipeline, profile -> frontier -> plan. Pure computation, for researchers and the optimisation pod.
+"""The planner: profile, pipeline, objective -> frontier, plan. Pure computation, for researchers and the optimiser.
 
-    from perseus_planner import Pipeline, frontier, plan_for_deadline
+    from perseus_planner import MaximumSlowdown, Pipeline, frontier, plan, plan_for_deadline
 
+    best = plan(profile, Pipeline(stages=8, microbatches=12), MaximumSlowdown(1.0))
     found = frontier(profile, Pipeline(stages=8, microbatches=12))
     stretched = plan_for_deadline(found, 3.2)
 
@@ -12,29 +13,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from perseus_planner.errors import PlanningError
 from perseus_planner.lookup import plan_for_deadline, select
-from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, NoSlowdown, Objective
+from perseus_planner.objective import (
+    Deadline,
+    MaximumSlowdown,
+    MinimumEnergy,
+    NoSlowdown,
+    Objective,
+    PowerBudget,
+    Straggler,
+)
 from perseus_planner.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from perseus_planner.planning import PlanningError, frontier, plan
+    from perseus_planner.planning import Planned, exact_frontier, frontier, plan
 
 __all__ = [
+    "Deadline",
     "MaximumSlowdown",
     "MinimumEnergy",
     "NoSlowdown",
     "Objective",
     "Pipeline",
+    "Planned",
     "PlanningError",
+    "PowerBudget",
+    "Straggler",
+    "exact_frontier",
     "frontier",
     "plan",
     "plan_for_deadline",
     "select",
 ]
+_COMPILED = frozenset({"Planned", "exact_frontier", "frontier", "plan"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("PlanningError", "frontier", "plan"):
+    if name in _COMPILED:
         from perseus_planner import planning
 
         return getattr(planning, name)

@@ -1,39 +1,118 @@
-"""The planner's narrow door: profile and pipeline in, frontier and plans out.
-
-Everything that a reader of the frontier document sees is made here from measured points: times are the longest path
-at real times, energies are those of one GPU of each stage in one iteration, blocking included: sum of e_i - P_b d_i
-over all instructions, plus stages x P_b x T (Chung et al., SOSP '24, equation 3).
-"""
+"""The planner's narrow door: profile, pipeline and objective in, frontier and plans out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import numpy.typing as npt
 from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
-from perseus_api.instructions import Instruction
 from perseus_api.profile import Profile
 
-from perseus_planner.costs import NANOSECONDS, CostTable, cost_table
-from perseus_planner.dag import Dag, build_dag
-from perseus_planner.lookup import select
-from perseus_planner.objective import Objective
-from perseus_planner.pipeline import Order, Pipeline
-from perseus_planner.realise import realise
-from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
+from perseus_planner.costs import NANOSECONDS
+from perseus_planner.errors import PlanningError
+from perseus_planner.objective import Deadline, MaximumSlowdown, MinimumEnergy, Objective, PowerBudget, Straggler
+from perseus_planner.pipeline import Pipeline
+from perseus_planner.problem import PlannedStep, Problem
+from perseus_planner.realise import SEARCH_STEPS
+from perseus_planner.sweep import Sweep
 
 Integers = npt.NDArray[np.int64]
 DEFAULT_PLANS = 320
 MAXIMUM_CLOCKS = 800_000  # of all plans together: keeps the document below a ConfigMap's size
 MAXIMUM_BREAKPOINTS = 2048
+FRONTIER_SEARCH_STEPS = 1_500_000  # of all plans together: about four seconds
+POWER_ATTEMPTS = 8
 
 
-class PlanningError(ValueError):
-    """The profile does not fit the pipeline; the text says what is missing."""
+@dataclass(frozen=True)
+class Planned:
+    """A plan for an objective, with what it brings. Energies are of all GPUs of the pipeline in one iteration.
+
+    Attributes:
+        pipeline: what it is for.
+        plan: the plan (its own energies are of one GPU of each rank).
+        fastest: every instruction at its highest clock: the reference.
+        limit_seconds: the time that the plan had to keep.
+        iteration_seconds: longest path at the plan's real times.
+        iteration_joules: energy, blocking included.
+        fastest_joules: the reference's energy.
+        bound_joules: the least energy that the relaxation allows within the limit.
+        steps: by rank, what runs in order of execution.
+        fastest_steps: the same for the reference.
+    """
+
+    pipeline: Pipeline
+    plan: RealisedPlan
+    fastest: RealisedPlan
+    limit_seconds: float
+    iteration_seconds: float
+    iteration_joules: float
+    fastest_joules: float
+    bound_joules: float
+    steps: tuple[tuple[PlannedStep, ...], ...]
+    fastest_steps: tuple[tuple[PlannedStep, ...], ...]
+
+    @property
+    def savings_percent(self) -> float:
+        """Energy saved against every instruction at the highest clock."""
+        return 100 * (1 - self.iteration_joules / self.fastest_joules)
+
+    @property
+    def bound_savings_percent(self) -> float:
+        """What no plan within the limit can exceed."""
+        return 100 * (1 - self.bound_joules / self.fastest_joules)
+
+    @property
+    def gap_points(self) -> float:
+        """Percentage points between the bound and the plan: what discrete clocks cost, and what the search missed."""
+        return self.bound_savings_percent - self.savings_percent
+
+    @property
+    def slowdown_percent(self) -> float:
+        """Time above every instruction at the highest clock."""
+        return 100 * (self.iteration_seconds / self.fastest.iteration_seconds - 1)
 
 
-def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, profile_checksum: str = "") -> Frontier:
+def plan(profile: Profile, pipeline: Pipeline, objective: Objective, steps: int = SEARCH_STEPS) -> Planned:
+    """Compute the plan for an objective, its limit kept exactly.
+
+    Args:
+        profile: measured times and energies; stages beyond the pipeline's are left out.
+        pipeline: its shape.
+        objective: what the plan is chosen for.
+        steps: how long to search for better plans than rounding finds.
+
+    Raises:
+        PlanningError: the profile lacks a stage or an instruction, or no plan meets the objective.
+    """
+    problem = Problem(profile, pipeline)
+    if isinstance(objective, PowerBudget):
+        return _plan_for_power(problem, objective.watts, steps)
+    return _plan_for_limit(problem, _limit(problem, objective), steps)
+
+
+def exact_frontier(profile: Profile, pipeline: Pipeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return every breakpoint of the relaxation: (seconds growing, joules of all GPUs), from no slowdown to T*.
+
+    Raises:
+        PlanningError: the profile lacks a stage or an instruction.
+    """
+    problem = Problem(profile, pipeline)
+    swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
+    times = _breakpoints(problem, swept)
+    energies = [pipeline.tensor_parallel * problem.bound_joules(swept, float(each)) for each in times]
+    return times / NANOSECONDS, np.array(energies)
+
+
+def frontier(
+    profile: Profile,
+    pipeline: Pipeline,
+    plans: int = DEFAULT_PLANS,
+    profile_checksum: str = "",
+    search_steps: int = FRONTIER_SEARCH_STEPS,
+) -> Frontier:
     """Compute the frontier of a pipeline and plans on it, from no slowdown to T*.
 
     Args:
@@ -41,26 +120,18 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
         pipeline: its shape.
         plans: how many plans at most; large pipelines get fewer, so that the document fits a ConfigMap.
         profile_checksum: kept in the document, so that a stale frontier is recognised.
+        search_steps: how long to search for better plans than rounding finds, in all.
 
     Raises:
         PlanningError: the profile lacks a stage or an instruction.
     """
-    orders = pipeline.orders()
-    dag = build_dag(orders)
-    missing = sorted(
-        (key for key in dag.keys if key not in profile.measurements),
-        key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
-    )
-    if missing:
-        stage, instruction = missing[0]
-        raise PlanningError(
-            f"the profile has no {instruction.value} of stage {stage}: it has {profile.stages} stages, the pipeline "
-            f"{pipeline.stages}; measure it, or lower spec.parallelism.stages"
-        )
-    costs = cost_table(profile, dag.keys)
-    document = _Document(profile, pipeline, dag, costs)
-    count = max(2, min(plans, MAXIMUM_CLOCKS // dag.nodes))
-    realised = document.plans(count)
+    problem = Problem(profile, pipeline)
+    count = max(2, min(plans, MAXIMUM_CLOCKS // problem.dag.nodes))
+    targets = np.unique(np.linspace(problem.shortest, problem.longest, count).astype(np.int64))[::-1]
+    swept = problem.sweep(targets)
+    times = _breakpoints(problem, swept)
+    if len(times) > MAXIMUM_BREAKPOINTS:
+        times = times[np.unique(np.linspace(0, len(times) - 1, MAXIMUM_BREAKPOINTS).astype(np.int64))]
     return Frontier(
         shape=PipelineShape(
             stages=pipeline.stages,
@@ -70,110 +141,109 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
         ),
         profile_checksum=profile_checksum,
         blocking_power_watts=profile.header.blocking_power_watts,
-        order=tuple("".join(instruction.code for instruction, _ in order) for order in orders),
-        microbatches=tuple(tuple(microbatch for _, microbatch in order) for order in orders),
-        fastest=document.fastest(),
-        fastest_stage_joules=document.fastest_stage_joules(),
-        plans=realised,
-        breakpoint_seconds=document.breakpoint_seconds(),
-        breakpoint_joules=document.breakpoint_joules(),
+        order=tuple("".join(instruction.code for instruction, _ in order) for order in problem.orders),
+        microbatches=tuple(tuple(microbatch for _, microbatch in order) for order in problem.orders),
+        fastest=problem.fastest(swept),
+        fastest_stage_joules=problem.fastest_stage_joules(),
+        plans=_plans(problem, swept, targets, search_steps),
+        breakpoint_seconds=tuple((times / NANOSECONDS).tolist()),
+        breakpoint_joules=tuple(problem.bound_joules(swept, float(each)) for each in times),
         tool_version=_version(),
     )
 
 
-def plan(profile: Profile, pipeline: Pipeline, objective: Objective) -> RealisedPlan:
-    """Compute the plan for an objective.
+def _plans(problem: Problem, swept: Sweep, targets: Integers, search_steps: int) -> tuple[RealisedPlan, ...]:
+    """Realise a plan at each target: time grows and cost falls from one to the next."""
+    found: list[RealisedPlan] = []
+    best = np.inf
+    for index in reversed(range(len(targets))):
+        target = int(targets[index])
+        # The plan without slowdown is the one that most jobs run all the time: it gets a tenth of the search.
+        steps = search_steps // (10 if target == problem.shortest else len(targets))
+        options = problem.realise(swept, index, target, steps)
+        cost = problem.cost_joules(options)
+        if cost < best:
+            best = cost
+            found.append(problem.realised(swept, options))
+    found.sort(key=lambda each: each.iteration_seconds)
+    return tuple(found)
 
-    Raises:
-        PlanningError: the profile lacks a stage or an instruction.
-    """
-    return select(frontier(profile, pipeline), objective)
+
+def _limit(problem: Problem, objective: Objective) -> int:
+    """The time that a plan may take, in ns."""
+    if isinstance(objective, Straggler):
+        return _deadline(problem, objective.seconds)
+    # Without a straggler, time itself costs the blocking power of all ranks: beyond some time nothing is gained.
+    swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
+    times = _breakpoints(problem, swept)
+    cheapest = int(times[np.argmin([problem.bound_joules(swept, float(each)) for each in times])])
+    if isinstance(objective, MinimumEnergy):
+        return cheapest
+    if isinstance(objective, Deadline):
+        return min(cheapest, _deadline(problem, objective.seconds))
+    percent = objective.percent if isinstance(objective, MaximumSlowdown) else 0.0
+    return max(problem.shortest, min(cheapest, int(problem.shortest * (1 + percent / 100))))
 
 
-class _Document:
-    """The frontier's parts, computed once."""
-
-    def __init__(self, profile: Profile, pipeline: Pipeline, dag: Dag, costs: CostTable) -> None:
-        self._watts = profile.header.blocking_power_watts
-        self._pipeline = pipeline
-        self._dag = dag
-        self._costs = costs
-        fastest = np.array([option.nanoseconds for option in costs.fastest], dtype=np.int64)[dag.kind]
-        self._fastest_nanoseconds = fastest
-        self._shortest = longest_path(dag, fastest)
-        cheapest = np.array([options[-1].nanoseconds for options in costs.options], dtype=np.int64)[dag.kind]
-        self._longest = max(self._shortest, longest_path(dag, cheapest))
-        self._sweep: Sweep | None = None
-
-    def plans(self, count: int) -> tuple[RealisedPlan, ...]:
-        """Realise plans at evenly spaced times from no slowdown to T*; each cheaper than the one before."""
-        targets = np.unique(np.linspace(self._shortest, self._longest, count).astype(np.int64))[::-1]
-        self._sweep = sweep(self._dag, self._costs, targets)
-        found: list[RealisedPlan] = []
-        start, nanoseconds, joules = self._costs.option_arrays()
-        best = np.inf
-        for target, events in zip(targets[::-1], self._sweep.events[::-1], strict=True):
-            options = realise(self._dag, self._costs, events, int(target)) + start[self._dag.kind]
-            cost = float(joules[options].sum())
-            if cost < best:
-                best = cost
-                found.append(self._realised(nanoseconds[options], cost, self._clocks(options - start[self._dag.kind])))
-        found.sort(key=lambda each: each.iteration_seconds)
-        return tuple(found)
-
-    def fastest(self) -> RealisedPlan:
-        """Every instruction at its highest clock."""
-        cost = float(np.array([option.cost_joules for option in self._costs.fastest])[self._dag.kind].sum())
-        clocks = np.array([option.clock_megahertz for option in self._costs.fastest], dtype=np.int64)[self._dag.kind]
-        return self._realised(self._fastest_nanoseconds, cost, clocks)
-
-    def fastest_stage_joules(self) -> tuple[float, ...]:
-        """Energy of one GPU of each stage when everything runs at its highest clock."""
-        joules = np.array([option.cost_joules for option in self._costs.fastest])[self._dag.kind]
-        waiting = self._watts * self._shortest / NANOSECONDS
-        return tuple(float(joules[self._dag.stage == stage].sum()) + waiting for stage in range(self._pipeline.stages))
-
-    def breakpoint_seconds(self) -> tuple[float, ...]:
-        """Times of the relaxation's breakpoints, growing."""
-        return tuple(float(each) / NANOSECONDS for each in self._breakpoints())
-
-    def breakpoint_joules(self) -> tuple[float, ...]:
-        """Energies of the relaxation at those times, waiting until T* included: falling."""
-        assert self._sweep is not None  # noqa: S101 - plans() comes first
-        longest = float(self._sweep.nanoseconds[0])
-        waiting = self._pipeline.stages * self._watts * longest / NANOSECONDS
-        return tuple(max(0.0, self._sweep.cost_at(float(each)) + waiting) for each in self._breakpoints())
-
-    def _breakpoints(self) -> Integers:
-        assert self._sweep is not None  # noqa: S101
-        times = self._sweep.nanoseconds[::-1]
-        times = times[times >= self._shortest]
-        if len(times) > MAXIMUM_BREAKPOINTS:
-            times = times[np.unique(np.linspace(0, len(times) - 1, MAXIMUM_BREAKPOINTS).astype(np.int64))]
-        return times
-
-    def _realised(self, nanoseconds: Integers, cost_joules: float, clocks: Integers) -> RealisedPlan:
-        time = int(finish_times(self._dag.before_start, self._dag.before, nanoseconds).max())
-        waiting = self._pipeline.stages * self._watts * time / NANOSECONDS
-        assert self._sweep is not None  # noqa: S101
-        by_stage: list[list[int]] = [[0] * len(order) for order in self._orders()]
-        for stage, position, clock in zip(self._dag.stage, self._dag.position, clocks, strict=True):
-            by_stage[stage][position] = int(clock)
-        return RealisedPlan(
-            iteration_seconds=time / NANOSECONDS,
-            iteration_joules=cost_joules + waiting,
-            bound_joules=max(0.0, self._sweep.cost_at(time) + waiting),
-            clocks=tuple(tuple(each) for each in by_stage),
+def _deadline(problem: Problem, seconds: float) -> int:
+    limit = int(seconds * NANOSECONDS)
+    if limit < problem.least:
+        raise PlanningError(
+            f"the deadline of {seconds:g} s cannot be kept: the fastest plan takes "
+            f"{problem.least / NANOSECONDS:.6f} s; allow at least that"
         )
+    return min(limit, problem.longest)
 
-    def _clocks(self, options: Integers) -> Integers:
-        table = [[option.clock_megahertz for option in each] for each in self._costs.options]
-        return np.array(
-            [table[kind][option] for kind, option in zip(self._dag.kind, options, strict=True)], dtype=np.int64
-        )
 
-    def _orders(self) -> tuple[Order, ...]:
-        return self._pipeline.orders()
+def _plan_for_limit(problem: Problem, limit: int, steps: int) -> Planned:
+    """Plan for at most a time in ns."""
+    swept = problem.sweep(np.array([limit], dtype=np.int64))
+    chosen = problem.realised(swept, problem.realise(swept, 0, limit, steps))
+    times = swept.nanoseconds[swept.nanoseconds <= limit]
+    bound = min(problem.bound_joules(swept, float(each)) for each in (limit, *times))
+    fastest = problem.fastest(swept)
+    ranks = problem.pipeline.tensor_parallel
+    return Planned(
+        pipeline=problem.pipeline,
+        plan=chosen,
+        fastest=fastest,
+        limit_seconds=limit / NANOSECONDS,
+        iteration_seconds=chosen.iteration_seconds,
+        iteration_joules=ranks * chosen.iteration_joules,
+        fastest_joules=ranks * fastest.iteration_joules,
+        bound_joules=ranks * bound,
+        steps=problem.steps(chosen),
+        fastest_steps=problem.steps(fastest),
+    )
+
+
+def _plan_for_power(problem: Problem, watts: float, steps: int) -> Planned:
+    """Plan for the shortest time of an average power: the bound's time first, then as much more as the plan needs."""
+    ranks = problem.pipeline.tensor_parallel
+    swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
+    limit = problem.shortest
+    for time in _breakpoints(problem, swept):
+        limit = int(time)
+        if ranks * problem.bound_joules(swept, limit) * NANOSECONDS / limit <= watts:
+            break
+    for _ in range(POWER_ATTEMPTS):
+        found = _plan_for_limit(problem, limit, steps)
+        power = found.iteration_joules / found.iteration_seconds
+        if power <= watts:
+            return found
+        if limit >= problem.longest:
+            break
+        # Energy hardly falls over so small a step: time alone must bring the power down.
+        limit = min(problem.longest, max(limit + 1, int(limit * power / watts)))
+    raise PlanningError(
+        f"no plan draws at most {watts:g} W on average: the least found is {power:.1f} W; raise the power budget"
+    )
+
+
+def _breakpoints(problem: Problem, swept: Sweep) -> Integers:
+    """Times of the relaxation's breakpoints from no slowdown on, growing, the ends included."""
+    times = swept.nanoseconds[::-1]
+    return np.unique(np.concatenate([[problem.shortest], times[times >= problem.shortest]])).astype(np.int64)
 
 
 def _version() -> str:

@@ -1,8 +1,9 @@
 """From the relaxation's event times to a plan that exists: a measured clock for each instruction, real times kept.
 
-An instruction may take until its event in the relaxation; what rounding to a measured clock leaves over goes to
-whatever follows it, and what is left at the end is spent in further passes. Nothing here is relaxed: times are
-measured ones.
+Rounding down to a measured clock inside the relaxation's events leaves slack. It is handed out in passes at falling
+prices: first only where an instruction pays what the relaxation says its time is worth, at last for anything at all,
+so that the slack does not go to whoever comes first. `search` then looks for better. Nothing here is relaxed: times
+are measured ones.
 """
 
 from __future__ import annotations
@@ -13,21 +14,35 @@ from numba import njit
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
+from perseus_planner.search import improve
 from perseus_planner.sweep import finish_times
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-MAXIMUM_PASSES = 8
+PRICE_STEPS = 11
+SEARCH_STEPS = 250_000  # of a plan that is looked at closely: half a second to a second
+LEAST_EFFORT, MOST_EFFORT = 4.0, 800.0
 
 
-def realise(dag: Dag, costs: CostTable, events: Integers, limit_nanoseconds: int) -> Integers:
+def realise(
+    dag: Dag,
+    costs: CostTable,
+    events: Integers,
+    prices: Numbers,
+    limit_nanoseconds: int,
+    bound_joules: float,
+    steps: int,
+) -> Integers:
     """Choose an option for each node.
 
     Args:
         dag: the pipeline.
         costs: of its kinds of nodes.
         events: begin and end of each node in the relaxation, in ns, shape (2 x nodes,).
+        prices: of each node's time in the relaxation, in joules a nanosecond.
         limit_nanoseconds: the longest path at real times must not be longer.
+        bound_joules: the relaxation's cost at the limit.
+        steps: of the search; none: rounding and spending alone.
 
     Returns:
         For each node the index into its kind's options.
@@ -35,60 +50,65 @@ def realise(dag: Dag, costs: CostTable, events: Integers, limit_nanoseconds: int
     Raises:
         ValueError: not even the fastest options keep the limit.
     """
-    start, nanoseconds, _ = costs.option_arrays()
-    first = start[dag.kind]
-    end = start[dag.kind + 1]
-    chosen = first.copy()
-    if finish_times(dag.before_start, dag.before, nanoseconds[chosen]).max() > limit_nanoseconds:
+    start, nanoseconds, joules = costs.option_arrays()
+    first, end = start[dag.kind], start[dag.kind + 1]
+    if finish_times(dag.before_start, dag.before, nanoseconds[first]).max() > limit_nanoseconds:
         raise ValueError("the limit is shorter than the fastest measured plan")
-    deadlines = np.minimum(events[1::2], limit_nanoseconds)
-    # The first pass follows the relaxation; it may only slow down, so what it cannot keep stays at the fastest.
-    latest = _latest_ends(dag.after_start, dag.after, nanoseconds[chosen], limit_nanoseconds)
-    chosen = _slow_down(dag.before_start, dag.before, chosen, end, nanoseconds, np.minimum(deadlines, latest), latest)
-    for _ in range(MAXIMUM_PASSES):
-        latest = _latest_ends(dag.after_start, dag.after, nanoseconds[chosen], limit_nanoseconds)
-        best = _slow_down(dag.before_start, dag.before, chosen, end, nanoseconds, latest, latest)
-        if np.array_equal(best, chosen):
-            break
-        chosen = best
-    options: Integers = chosen - first
-    return options
+    room = events[1::2] - events[0::2]
+    chosen = _rounded(first, end, nanoseconds, joules, prices, room)
+    for price in np.linspace(1.0, 0.0, PRICE_STEPS):
+        _spend(
+            dag.before_start, dag.before, dag.after_start, dag.after, chosen, end, nanoseconds, joules,
+            price * prices, limit_nanoseconds,
+        )  # fmt: skip
+    effort = min(MOST_EFFORT, max(LEAST_EFFORT, steps / dag.nodes)) if steps else 0.0
+    return improve(dag, costs, chosen - first, events[0::2], prices, limit_nanoseconds, bound_joules, effort)
 
 
 @njit(cache=True)
-def _latest_ends(
-    after_start: Integers, after: Integers, nanoseconds: Integers, limit: int
+def _rounded(
+    first: Integers, end: Integers, nanoseconds: Integers, joules: Numbers, prices: Numbers, room: Integers
 ) -> Integers:  # pragma: no cover
-    """Return when each node must have ended for the limit to be kept with the given durations."""
-    latest = np.empty(len(nanoseconds), dtype=np.int64)
-    for node in range(len(nanoseconds) - 1, -1, -1):
-        bound = np.int64(limit)
-        for place in range(after_start[node], after_start[node + 1]):
-            bound = min(bound, latest[after[place]] - nanoseconds[after[place]])
-        latest[node] = bound
-    return latest
+    """Return, for each node, the option that fits its room and costs least with its time paid for."""
+    chosen = first.copy()
+    for node in range(len(first)):
+        least = joules[first[node]] + prices[node] * nanoseconds[first[node]]
+        for option in range(first[node] + 1, end[node]):
+            if nanoseconds[option] > room[node]:
+                break
+            cost = joules[option] + prices[node] * nanoseconds[option]
+            # Equal but for rounding: the longer one has its time already.
+            if cost <= least + 1e-9 * abs(least):
+                least = cost
+                chosen[node] = option
+    return chosen
 
 
 @njit(cache=True)
-def _slow_down(
-    before_start: Integers, before: Integers, chosen: Integers, option_end: Integers, nanoseconds: Integers,
-    deadlines: Integers, latest: Integers,
-) -> Integers:  # fmt: skip  # pragma: no cover
-    """Give each node, in topological order, its slowest option that ends before its deadline; never a faster one.
-
-    Options get cheaper with time, so the slowest is the cheapest. `latest` is what later nodes rely on: a deadline that
-    an earlier choice has made impossible falls back to the option chosen so far, which keeps it.
-    """
-    found = chosen.copy()
-    ends = np.empty(len(chosen), dtype=np.int64)
-    for node in range(len(chosen)):
+def _spend(
+    before_start: Integers, before: Integers, after_start: Integers, after: Integers, chosen: Integers, end: Integers,
+    nanoseconds: Integers, joules: Numbers, prices: Numbers, limit: int,
+) -> None:  # fmt: skip  # pragma: no cover
+    """Slow nodes down, in topological order, wherever it pays at these prices and the limit allows it."""
+    nodes = len(chosen)
+    tails = np.zeros(nodes, dtype=np.int64)
+    for node in range(nodes - 1, -1, -1):
+        for place in range(after_start[node], after_start[node + 1]):
+            other = after[place]
+            tails[node] = max(tails[node], tails[other] + nanoseconds[chosen[other]])
+    ends = np.empty(nodes, dtype=np.int64)
+    for node in range(nodes):
         begin = np.int64(0)
         for place in range(before_start[node], before_start[node + 1]):
             begin = max(begin, ends[before[place]])
-        option = chosen[node]
-        bound = min(deadlines[node], latest[node])
-        while option + 1 < option_end[node] and begin + nanoseconds[option + 1] <= bound:
-            option += 1
-        found[node] = option
-        ends[node] = begin + nanoseconds[option]
-    return found
+        best = chosen[node]
+        least = joules[best] + prices[node] * nanoseconds[best]
+        for option in range(best + 1, end[node]):
+            if begin + nanoseconds[option] + tails[node] > limit:
+                break
+            cost = joules[option] + prices[node] * nanoseconds[option]
+            if cost < least:
+                least = cost
+                best = option
+        chosen[node] = best
+        ends[node] = begin + nanoseconds[best]

@@ -33,16 +33,23 @@ class Sweep:
         cost_joules: cost (without the blocking power of the whole iteration) at each.
         target_nanoseconds: times at which events were recorded.
         events: at each target, the time of every node's begin and end in ns, shape (targets, 2 x nodes).
+        flows: at each target, the price of each node's time in microwatts, shape (targets, nodes).
     """
 
     nanoseconds: Integers
     cost_joules: Numbers
     target_nanoseconds: Integers
     events: Integers
+    flows: Integers
 
     def cost_at(self, nanoseconds: float) -> float:
         """Return the least cost in joules of any plan of the relaxation with at most this time."""
         return float(np.interp(nanoseconds, self.nanoseconds[::-1], self.cost_joules[::-1]))
+
+    def prices_joules_per_nanosecond(self, index: int) -> Numbers:
+        """Return the price of each node's time at a target: what shortening it by a nanosecond is worth."""
+        prices: Numbers = self.flows[index] / (NANOSECONDS * MICROWATTS)
+        return prices
 
 
 def sweep(dag: Dag, costs: CostTable, target_nanoseconds: Integers) -> Sweep:
@@ -64,7 +71,7 @@ def sweep(dag: Dag, costs: CostTable, target_nanoseconds: Integers) -> Sweep:
     potentials[0:-2:2], potentials[1:-2:2] = events - cheapest, events
     potentials[-1] = events.max()
     base_joules = float(np.array([hull.corner_joules[0] for hull in costs.hulls])[dag.kind].sum())
-    times, prices, recorded = _descend(
+    times, prices, recorded, flows = _descend(
         tails, heads, out_start, out_arcs, in_start, in_arcs, dag.nodes, start[dag.kind], start[dag.kind + 1],
         lengths, cumulative, potentials, target_nanoseconds.astype(np.int64),
     )  # fmt: skip
@@ -74,6 +81,7 @@ def sweep(dag: Dag, costs: CostTable, target_nanoseconds: Integers) -> Sweep:
         cost_joules=base_joules + np.concatenate([[0.0], np.cumsum(steps)]),
         target_nanoseconds=target_nanoseconds,
         events=recorded[:, :-2],
+        flows=flows,
     )
 
 
@@ -164,7 +172,7 @@ def _descend(
     tails: Integers, heads: Integers, out_start: Integers, out_arcs: Integers, in_start: Integers, in_arcs: Integers,
     activities: int, hull_first: Integers, hull_end: Integers, lengths: Integers, cumulative: Integers,
     potentials: Integers, targets: Integers,
-) -> tuple[Integers, Numbers, Integers]:  # fmt: skip  # pragma: no cover
+) -> tuple[Integers, Numbers, Integers, Integers]:  # fmt: skip  # pragma: no cover
     nodes = len(potentials)
     source, sink = nodes - 2, nodes - 1
     flow = np.zeros(len(tails), dtype=np.int64)
@@ -183,6 +191,7 @@ def _descend(
     prices = [np.float64(0.0)]
     prices.clear()
     recorded = np.zeros((len(targets), nodes), dtype=np.int64)
+    flows = np.zeros((len(targets), activities), dtype=np.int64)
     price = np.int64(0)
     next_target = 0
     while next_target < len(targets) and targets[next_target] >= times[0]:
@@ -239,6 +248,7 @@ def _descend(
                 if distance[node] < part:
                     recorded[next_target, node] += part - distance[node]
             recorded[next_target] -= recorded[next_target, source]
+            flows[next_target] = flow[:activities]
             next_target += 1
         for index in range(count):
             node = touched[index]
@@ -292,5 +302,6 @@ def _descend(
     # Targets below the least time that the relaxation has: its fastest events stand for them.
     while next_target < len(targets):
         recorded[next_target] = potentials - potentials[source]
+        flows[next_target] = flow[:activities]
         next_target += 1
-    return np.array(times), np.array(prices), recorded
+    return np.array(times), np.array(prices), recorded, flows

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from perseus_api.frontier import Frontier
 from perseus_api.instructions import Instruction
 from perseus_api.profile import Measurement, Profile, ProfileHeader, parse_profile
+from perseus_planner import Pipeline, frontier
 
 ROOT = Path(__file__).resolve().parents[2]
 A100 = ROOT / "examples" / "profiles" / "gpt3-175b-a100-sxm"
@@ -17,6 +19,12 @@ A100 = ROOT / "examples" / "profiles" / "gpt3-175b-a100-sxm"
 def a100() -> Profile:
     """GPT-3 175B on A100-SXM: 8 stages, 38 clocks."""
     return parse_profile((A100 / "profile.csv").read_text(), (A100 / "header.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def a100_frontier(a100: Profile) -> Frontier:
+    """The frontier of GPT-3 175B on A100-SXM, 12 microbatches, as the optimisation pod makes it."""
+    return frontier(a100, Pipeline(8, 12))
 
 
 def random_profile(seed: int, stages: int, clocks: int, noise: float = 0.02) -> Profile:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from perseus_api.instructions import Instruction
 from perseus_api.schedules import Schedule
 from perseus_planner import Pipeline
-from perseus_planner.command import main
 from perseus_planner.dag import build_dag
 from perseus_simulator.workload.placement import Placement
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import A100
 
 F, B = Instruction.FORWARD, Instruction.BACKWARD
 
@@ -62,31 +57,3 @@ def test_an_order_that_waits_for_what_never_runs_is_refused() -> None:
 def test_empty_pipelines_are_refused(wrong: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pipeline(*wrong)
-
-
-def test_the_command_plans_for_a_folder() -> None:
-    result = CliRunner().invoke(main, ["plan", str(A100), "--microbatches", "12"])
-    assert result.exit_code == 0, result.output
-    assert "(+0.00 % time)" in result.output
-    assert "saves" in result.output
-
-
-def test_the_command_prints_the_frontier_as_csv() -> None:
-    result = CliRunner().invoke(main, ["frontier", str(A100), "--stages", "4", "--microbatches", "4"])
-    rows = list(csv.DictReader(io.StringIO(result.output)))
-    assert len(rows) > 50
-    assert all(float(row["joules"]) >= float(row["bound_joules"]) * (1 - 1e-6) for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--microbatches", "12", "--stages", "9"], "has no forward of stage 8"),
-        (["--microbatches", "0"], "0 is not in the range"),
-        (["--microbatches", "4", "--deadline", "3", "--minimum-energy"], "exclude each other"),
-    ],
-)
-def test_the_command_answers_bad_input_with_a_sentence(arguments: list[str], sentence: str) -> None:
-    result = CliRunner().invoke(main, ["plan", str(A100), *arguments])
-    assert result.exit_code != 0
-    assert sentence in result.output

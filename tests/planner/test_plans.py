@@ -25,7 +25,7 @@ from perseus_planner import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import ROOT, random_profile
+from conftest import A100, ROOT, random_profile
 
 
 def simulate(profile: Profile, pipeline: Pipeline, found: RealisedPlan) -> tuple[float, float]:
@@ -63,6 +63,16 @@ def simulate(profile: Profile, pipeline: Pipeline, found: RealisedPlan) -> tuple
     return total, joules + profile.header.blocking_power_watts * (len(orders) * total - busy)
 
 
+def gpt3(gpu: str) -> Profile:
+    """The measured profile of a GPU; A40's is not carried in this repository."""
+    if gpu == "a100-sxm":
+        return parse_profile((A100 / "profile.csv").read_text(), (A100 / "header.json").read_text())
+    path = ROOT.parent / "shared" / "data" / "perseus-sosp24" / f"gpt3-175b_{gpu}.csv"
+    if not path.exists():
+        pytest.skip(f"the {gpu} data is not beside this checkout")
+    return parse_profile(path.read_text(), None, 70.38)
+
+
 @given(
     seed=st.integers(0, 10_000),
     stages=st.integers(1, 5),
@@ -76,7 +86,7 @@ def test_no_plan_is_slower_than_promised_and_all_numbers_are_true(
 ) -> None:
     profile = random_profile(seed, stages, clocks)
     pipeline = Pipeline(stages, microbatches, schedule)
-    found = frontier(profile, pipeline, plans=20)
+    found = frontier(profile, pipeline, plans=20, search_steps=2_000)
     full_speed, _ = simulate(profile, pipeline, found.fastest)
     default = select(found, NoSlowdown())
     played, _ = simulate(profile, pipeline, default)
@@ -88,32 +98,36 @@ def test_no_plan_is_slower_than_promised_and_all_numbers_are_true(
         assert each.iteration_joules >= each.bound_joules * (1 - 1e-6) - 1e-6
 
 
-@pytest.mark.parametrize("microbatches", [12, 24, 48])
-def test_gpt3_loses_less_than_two_points_of_the_bound(a100: Profile, microbatches: int) -> None:
-    found = frontier(a100, Pipeline(8, microbatches))
-    for each in found.plans:
-        assert 100 * (each.iteration_joules - each.bound_joules) / found.fastest.iteration_joules < 0.5
+# By percent of slowdown, 8 stages and 12 microbatches, found by HiGHS as a mixed-integer program (90 to 200 s a case).
+MIXED_INTEGER = {
+    "a100-sxm": {0.0: 15.96, 0.5: 16.88, 1.0: 17.62, 5.0: 21.63, 10.0: 23.41},
+    "a40": {0.0: 12.38, 0.5: 14.08, 1.0: 15.47, 5.0: 20.30, 10.0: 21.22},
+}
 
 
-def test_gpt3_saves_what_the_paper_says_or_more(a100: Profile) -> None:
-    """Table 6 of the paper: 15.20, 14.19 and 13.62 % for 12, 24 and 48 microbatches, by the paper's own solver."""
-    for microbatches, published in ((12, 15.20), (24, 14.19), (48, 13.62)):
-        found = frontier(a100, Pipeline(8, microbatches))
-        savings = 100 * (1 - found.plans[0].iteration_joules / found.fastest.iteration_joules)
-        assert savings >= published
-        assert found.plans[0].iteration_seconds <= found.fastest.iteration_seconds
+@pytest.mark.parametrize(("gpu", "percent"), [(gpu, percent) for gpu, row in MIXED_INTEGER.items() for percent in row])
+def test_plans_save_what_a_mixed_integer_solver_finds(gpu: str, percent: float) -> None:
+    found = plan(gpt3(gpu), Pipeline(8, 12), MaximumSlowdown(percent))
+    assert found.savings_percent >= MIXED_INTEGER[gpu][percent] - 0.02
+    assert found.slowdown_percent <= percent + 1e-9
 
 
-def test_a40_too_where_the_data_is(a100: Profile) -> None:
-    path = ROOT.parent / "shared" / "data" / "perseus-sosp24" / "gpt3-175b_a40.csv"
-    if not path.exists():
-        pytest.skip("the A40 data is not in this checkout")
-    found = frontier(parse_profile(path.read_text(), None, 70.38), Pipeline(8, 12))
-    savings = 100 * (1 - found.plans[0].iteration_joules / found.fastest.iteration_joules)
-    assert savings >= 11.81
+@pytest.mark.parametrize(("microbatches", "published"), [(12, 15.20), (24, 14.19), (48, 13.62), (96, 13.32)])
+def test_gpt3_saves_more_than_the_paper_says(a100: Profile, microbatches: int, published: float) -> None:
+    """Table 6 of the paper, by the paper's own solver; and never far from what no plan can exceed."""
+    found = plan(a100, Pipeline(8, microbatches), NoSlowdown())
+    assert found.savings_percent >= published + 0.3
+    assert 0 <= found.gap_points <= 0.2
+    assert found.slowdown_percent <= 0
+
+
+def test_every_plan_of_the_frontier_is_near_the_bound(a100_frontier: Frontier) -> None:
+    full = a100_frontier.fastest.iteration_joules
+    assert max(100 * (each.iteration_joules - each.bound_joules) / full for each in a100_frontier.plans) < 0.4
 
 
 @given(st.floats(0.01, 100), st.floats(0.01, 100))
+@settings(deadline=None)
 def test_a_deadlines_plan_keeps_it_and_never_passes_t_star(one: float, other: float) -> None:
     found = _small()
     early, late = sorted((one, other))
@@ -123,8 +137,8 @@ def test_a_deadlines_plan_keeps_it_and_never_passes_t_star(one: float, other: fl
         assert chosen.iteration_seconds <= max(deadline, found.plans[0].iteration_seconds)
 
 
-def test_a_straggler_lets_the_others_save_a_quarter(a100: Profile) -> None:
-    found = frontier(a100, Pipeline(8, 12))
+def test_a_straggler_lets_the_others_save_a_quarter(a100: Profile, a100_frontier: Frontier) -> None:
+    found = a100_frontier
     deadline = found.fastest.iteration_seconds * 1.129
     chosen = plan_for_deadline(found, deadline)
     watts = 8 * a100.header.blocking_power_watts
@@ -133,15 +147,14 @@ def test_a_straggler_lets_the_others_save_a_quarter(a100: Profile) -> None:
     assert 1 - planned / full >= 0.25
 
 
-def test_objectives_are_kept(a100: Profile) -> None:
-    found = frontier(a100, Pipeline(8, 12))
+def test_objectives_are_kept(a100_frontier: Frontier) -> None:
+    found = a100_frontier
     limit = found.fastest.iteration_seconds
     allowed = select(found, MaximumSlowdown(5))
     assert limit < allowed.iteration_seconds <= 1.05 * limit
     assert allowed.iteration_joules < select(found, NoSlowdown()).iteration_joules
     least = select(found, MinimumEnergy())
     assert least.iteration_joules == min(each.iteration_joules for each in found.plans)
-    assert plan(a100, Pipeline(8, 12), NoSlowdown()).iteration_seconds <= limit
 
 
 def test_a_profile_that_lacks_a_stage_is_named(a100: Profile) -> None:

@@ -1,0 +1,158 @@
+"""One planning problem: a profile on a pipeline, with what every plan for it needs to know.
+
+Times are the longest path at real times. Energies are those of one GPU of each rank in one iteration, blocking
+included: sum of e_i - P_b d_i over all instructions, plus the blocking power of all ranks times T (Chung et al., SOSP
+'24, equation 3); tensor-parallel ranks multiply them, which is left to whoever reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from perseus_api.frontier import RealisedPlan
+from perseus_api.instructions import Instruction
+from perseus_api.profile import Profile
+
+from perseus_planner.costs import NANOSECONDS, cost_table
+from perseus_planner.dag import build_dag
+from perseus_planner.errors import PlanningError
+from perseus_planner.pipeline import Pipeline
+from perseus_planner.realise import realise
+from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
+
+Integers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One instruction as a plan runs it (begin and duration in seconds, energy in joules of one GPU)."""
+
+    instruction: Instruction
+    microbatch: int
+    frequency_megahertz: int
+    begin_seconds: float
+    seconds: float
+    joules: float
+
+
+class Problem:
+    """A profile on a pipeline.
+
+    Attributes:
+        shortest: time of every instruction at its highest clock, in ns.
+        longest: T*, the time of every instruction at its cheapest, in ns.
+        least: the shortest time that measured clocks allow, in ns; below `shortest` if a lower clock measured faster.
+    """
+
+    def __init__(self, profile: Profile, pipeline: Pipeline) -> None:
+        """Build the graph and the costs.
+
+        Raises:
+            PlanningError: the profile lacks a stage or an instruction.
+        """
+        self.profile = profile
+        self.pipeline = pipeline
+        self.orders = pipeline.orders()
+        self.dag = build_dag(self.orders)
+        self._check_profile()
+        self.costs = cost_table(profile, self.dag.keys)
+        self.waiting_watts = pipeline.stages * profile.header.blocking_power_watts
+        self._start, self._nanoseconds, self._joules = self.costs.option_arrays()
+        self._first = self._start[self.dag.kind]
+        self._clocks = np.array([each.clock_megahertz for kind in self.costs.options for each in kind], dtype=np.int64)
+        fastest = np.array([each.nanoseconds for each in self.costs.fastest], dtype=np.int64)
+        self._fastest_nanoseconds = fastest[self.dag.kind]
+        self.shortest = longest_path(self.dag, self._fastest_nanoseconds)
+        self.least = longest_path(self.dag, self._nanoseconds[self._first])
+        self.longest = max(self.shortest, longest_path(self.dag, self._nanoseconds[self._start[1:] - 1][self.dag.kind]))
+
+    def sweep(self, targets: Integers) -> Sweep:
+        """Sweep the relaxation down to the last of the falling target times (ns)."""
+        return sweep(self.dag, self.costs, targets)
+
+    def realise(self, swept: Sweep, index: int, limit_nanoseconds: int, steps: int) -> Integers:
+        """Return a plan (options by node) from the relaxation at one of a sweep's targets; see `realise`."""
+        prices = swept.prices_joules_per_nanosecond(index)
+        bound = swept.cost_at(limit_nanoseconds)
+        return realise(self.dag, self.costs, swept.events[index], prices, limit_nanoseconds, bound, steps)
+
+    def cost_joules(self, options: Integers) -> float:
+        """Return the plan's cost: energy with the blocking power of its instructions taken off."""
+        return float(self._joules[self._first + options].sum())
+
+    def bound_joules(self, swept: Sweep, nanoseconds: float) -> float:
+        """Return the relaxation's energy at a time: no plan of that time has less."""
+        return max(0.0, swept.cost_at(nanoseconds) + self.waiting_watts * nanoseconds / NANOSECONDS)
+
+    def realised(self, swept: Sweep, options: Integers) -> RealisedPlan:
+        """Return a plan as documents hold it."""
+        chosen = self._first + options
+        return self._document(swept, self._nanoseconds[chosen], float(self._joules[chosen].sum()), self._clocks[chosen])
+
+    def fastest(self, swept: Sweep) -> RealisedPlan:
+        """Every instruction at its highest clock."""
+        cost = float(np.array([option.cost_joules for option in self.costs.fastest])[self.dag.kind].sum())
+        clocks = np.array([option.clock_megahertz for option in self.costs.fastest], dtype=np.int64)[self.dag.kind]
+        return self._document(swept, self._fastest_nanoseconds, cost, clocks)
+
+    def fastest_stage_joules(self) -> tuple[float, ...]:
+        """Energy of one GPU of each rank when everything runs at its highest clock."""
+        joules = np.array([option.cost_joules for option in self.costs.fastest])[self.dag.kind]
+        waiting = self.profile.header.blocking_power_watts * self.shortest / NANOSECONDS
+        by_rank = np.bincount(self.dag.stage, weights=joules, minlength=self.pipeline.stages)
+        return tuple(float(each) + waiting for each in by_rank)
+
+    def steps(self, plan: RealisedPlan) -> tuple[tuple[PlannedStep, ...], ...]:
+        """Return what each rank runs under a plan, in order of execution, everything as early as it can."""
+        nanoseconds = np.empty(self.dag.nodes, dtype=np.int64)
+        table = {
+            (key, each.frequency_megahertz): each for key in self.dag.keys for each in self.profile.measurements[key]
+        }
+        measured = []
+        for node, (rank, position, kind) in enumerate(
+            zip(self.dag.stage, self.dag.position, self.dag.kind, strict=True)
+        ):
+            found = table[self.dag.keys[kind], plan.clocks[rank][position]]
+            measured.append(found)
+            nanoseconds[node] = max(1, round(found.time_seconds * NANOSECONDS))
+        ends = finish_times(self.dag.before_start, self.dag.before, nanoseconds)
+        rows: list[list[PlannedStep | None]] = [[None] * len(order) for order in self.orders]
+        for node, (rank, position) in enumerate(zip(self.dag.stage, self.dag.position, strict=True)):
+            entry = self.orders[rank][position]
+            rows[rank][position] = PlannedStep(
+                entry[0],
+                entry[1],
+                measured[node].frequency_megahertz,
+                float(ends[node] - nanoseconds[node]) / NANOSECONDS,
+                measured[node].time_seconds,
+                measured[node].energy_joules,
+            )
+        return tuple(tuple(each for each in row if each is not None) for row in rows)
+
+    def _document(self, swept: Sweep, nanoseconds: Integers, cost_joules: float, clocks: Integers) -> RealisedPlan:
+        time = int(finish_times(self.dag.before_start, self.dag.before, nanoseconds).max())
+        rows = [np.zeros(len(order), dtype=np.int64) for order in self.orders]
+        for rank, row in enumerate(rows):
+            mine = self.dag.stage == rank
+            row[self.dag.position[mine]] = clocks[mine]
+        return RealisedPlan(
+            iteration_seconds=time / NANOSECONDS,
+            iteration_joules=cost_joules + self.waiting_watts * time / NANOSECONDS,
+            bound_joules=self.bound_joules(swept, time),
+            clocks=tuple(tuple(row.tolist()) for row in rows),
+        )
+
+    def _check_profile(self) -> None:
+        missing = sorted(
+            (key for key in self.dag.keys if key not in self.profile.measurements),
+            key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
+        )
+        if missing:
+            stage, instruction = missing[0]
+            raise PlanningError(
+                f"the profile has no {instruction.value} of stage {stage}: it has {self.profile.stages} stages, the "
+                f"pipeline {self.pipeline.stages}; measure it, or lower spec.parallelism.stages"
+            )

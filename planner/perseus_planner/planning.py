@@ -90,7 +90,7 @@ def plan(profile: Profile, pipeline: Pipeline, objective: Objective, steps: int 
     problem = Problem(profile, pipeline)
     if isinstance(objective, PowerBudget):
         return _plan_for_power(problem, objective.watts, steps)
-    return _plan_for_limit(problem, _limit(problem, objective), steps)
+    return _plan_for_limit(problem, _limit(problem, objective), steps, isinstance(objective, Straggler))
 
 
 def exact_frontier(profile: Profile, pipeline: Pipeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -170,37 +170,34 @@ def _plans(problem: Problem, swept: Sweep, targets: Integers, search_steps: int)
 
 
 def _limit(problem: Problem, objective: Objective) -> int:
-    """The time that a plan may take, in ns."""
-    if isinstance(objective, Straggler):
-        return _deadline(problem, objective.seconds)
-    # Without a straggler, time itself costs the blocking power of all ranks: beyond some time nothing is gained.
-    swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
-    times = _breakpoints(problem, swept)
-    cheapest = int(times[np.argmin([problem.bound_joules(swept, float(each)) for each in times])])
+    """The time that a plan may take at most, in ns."""
+    if isinstance(objective, Straggler | Deadline):
+        limit = int(objective.seconds * NANOSECONDS)
+        if limit < problem.least:
+            raise PlanningError(
+                f"the deadline of {objective.seconds:g} s cannot be kept: the fastest plan takes "
+                f"{problem.least / NANOSECONDS:.6f} s; allow at least that"
+            )
+        return min(limit, problem.longest)
     if isinstance(objective, MinimumEnergy):
-        return cheapest
-    if isinstance(objective, Deadline):
-        return min(cheapest, _deadline(problem, objective.seconds))
+        return problem.longest
     percent = objective.percent if isinstance(objective, MaximumSlowdown) else 0.0
-    return max(problem.shortest, min(cheapest, int(problem.shortest * (1 + percent / 100))))
+    return min(problem.longest, int(problem.shortest * (1 + percent / 100)))
 
 
-def _deadline(problem: Problem, seconds: float) -> int:
-    limit = int(seconds * NANOSECONDS)
-    if limit < problem.least:
-        raise PlanningError(
-            f"the deadline of {seconds:g} s cannot be kept: the fastest plan takes "
-            f"{problem.least / NANOSECONDS:.6f} s; allow at least that"
-        )
-    return min(limit, problem.longest)
+def _plan_for_limit(problem: Problem, limit: int, steps: int, waiting_is_free: bool = False) -> Planned:
+    """Plan for at most a time in ns, or for the time of least energy if that is shorter.
 
-
-def _plan_for_limit(problem: Problem, limit: int, steps: int) -> Planned:
-    """Plan for at most a time in ns."""
+    While a straggler makes everybody wait, waiting is free in the sense that no plan avoids it: then longer is better.
+    """
     swept = problem.sweep(np.array([limit], dtype=np.int64))
+    if not waiting_is_free and swept.cost_at(limit) - swept.cost_at(limit + 1) < problem.waiting_watts / NANOSECONDS:
+        # The next nanosecond would save less than it costs all ranks to wait for it: the least energy may lie before.
+        swept = problem.sweep(np.array([min(limit, problem.shortest)], dtype=np.int64))
+        times = _breakpoints(problem, swept)
+        limit = int(times[np.argmin([problem.bound_joules(swept, float(each)) for each in times])])
+        swept = problem.sweep(np.array([limit], dtype=np.int64))
     chosen = problem.realised(swept, problem.realise(swept, 0, limit, steps))
-    times = swept.nanoseconds[swept.nanoseconds <= limit]
-    bound = min(problem.bound_joules(swept, float(each)) for each in (limit, *times))
     fastest = problem.fastest(swept)
     ranks = problem.pipeline.tensor_parallel
     return Planned(
@@ -211,7 +208,7 @@ def _plan_for_limit(problem: Problem, limit: int, steps: int) -> Planned:
         iteration_seconds=chosen.iteration_seconds,
         iteration_joules=ranks * chosen.iteration_joules,
         fastest_joules=ranks * fastest.iteration_joules,
-        bound_joules=ranks * bound,
+        bound_joules=ranks * problem.bound_joules(swept, limit),
         steps=problem.steps(chosen),
         fastest_steps=problem.steps(fastest),
     )
@@ -227,7 +224,7 @@ def _plan_for_power(problem: Problem, watts: float, steps: int) -> Planned:
         if ranks * problem.bound_joules(swept, limit) * NANOSECONDS / limit <= watts:
             break
     for _ in range(POWER_ATTEMPTS):
-        found = _plan_for_limit(problem, limit, steps)
+        found = _plan_for_limit(problem, limit, steps, waiting_is_free=True)
         power = found.iteration_joules / found.iteration_seconds
         if power <= watts:
             return found

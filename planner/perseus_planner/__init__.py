@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from perseus_planner.lookup import plan_for_deadline, select
 from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, NoSlowdown, Objective
-from perseus_planner.pipeline import Pipeline
+from perseus_planner.pipeline import Order, Pipeline, PipelineError, Step
 
 if TYPE_CHECKING:
+    from perseus_planner.given import load_orders
     from perseus_planner.planning import PlanningError, frontier, plan
 
 __all__ = [
@@ -24,9 +25,13 @@ __all__ = [
     "MinimumEnergy",
     "NoSlowdown",
     "Objective",
+    "Order",
     "Pipeline",
+    "PipelineError",
     "PlanningError",
+    "Step",
     "frontier",
+    "load_orders",
     "plan",
     "plan_for_deadline",
     "select",
@@ -38,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from perseus_planner import planning
 
         return getattr(planning, name)
+    if name == "load_orders":
+        from perseus_planner.given import load_orders
+
+        return load_orders
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from perseus_api.schedules import Schedule
 
 from perseus_planner.lookup import plan_for_deadline, select
 from perseus_planner.objective import MaximumSlowdown, MinimumEnergy, NoSlowdown, Objective
-from perseus_planner.pipeline import Pipeline
+from perseus_planner.pipeline import Pipeline, PipelineError
 from perseus_planner.planning import PlanningError, frontier
 
 
@@ -84,7 +84,7 @@ def _frontier(
     try:
         profile = _read(path, blocking_watts)
         return frontier(profile, Pipeline(stages or profile.stages, microbatches, Schedule(schedule)))
-    except (DocumentError, PlanningError) as error:
+    except (DocumentError, PipelineError, PlanningError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -2,7 +2,8 @@
 
 Everything that a reader of the frontier document sees is made here from measured points: times are the longest path
 at real times, energies are those of one GPU of each stage in one iteration, blocking included: sum of e_i - P_b d_i
-over all instructions, plus stages x P_b x T (Chung et al., SOSP '24, equation 3).
+over all instructions, plus P_b x T of each rank's GPU (Chung et al., SOSP '24, equation 3). A rank waits once, however
+many virtual stages it holds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from perseus_api.profile import Profile
 
 from perseus_planner.costs import NANOSECONDS, CostTable, cost_table
 from perseus_planner.dag import Dag, build_dag
+from perseus_planner.fixed import transferring, with_fixed
 from perseus_planner.lookup import select
 from perseus_planner.objective import Objective
 from perseus_planner.pipeline import Order, Pipeline
@@ -45,20 +47,12 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
     Raises:
         PlanningError: the profile lacks a stage or an instruction.
     """
-    orders = pipeline.orders()
-    dag = build_dag(orders)
-    missing = sorted(
-        (key for key in dag.keys if key not in profile.measurements),
-        key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
-    )
-    if missing:
-        stage, instruction = missing[0]
-        raise PlanningError(
-            f"the profile has no {instruction.value} of stage {stage}: it has {profile.stages} stages, the pipeline "
-            f"{pipeline.stages}; measure it, or lower spec.parallelism.stages"
-        )
-    costs = cost_table(profile, dag.keys)
-    document = _Document(profile, pipeline, dag, costs)
+    orders = with_fixed(pipeline.orders(), pipeline, profile)
+    dag = build_dag(orders, pipeline, transferring(pipeline, profile))
+    _check_profile(profile, pipeline, dag)
+    costs = cost_table(profile, dag.keys, dag.kind_rank, dag.kind_beside)
+    watts = tuple(profile.blocking_power_of(rank) for rank in range(pipeline.stages))
+    document = _Document(watts, orders, dag, costs)
     count = max(2, min(plans, MAXIMUM_CLOCKS // dag.nodes))
     realised = document.plans(count)
     return Frontier(
@@ -69,9 +63,11 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
             schedule=pipeline.schedule,
         ),
         profile_checksum=profile_checksum,
-        blocking_power_watts=profile.header.blocking_power_watts,
-        order=tuple("".join(instruction.code for instruction, _ in order) for order in orders),
-        microbatches=tuple(tuple(microbatch for _, microbatch in order) for order in orders),
+        blocking_power_watts=watts[0] if len(set(watts)) == 1 else sum(watts) / len(watts),
+        stage_blocking_power_watts=() if len(set(watts)) == 1 else watts,
+        order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        microbatches=tuple(tuple(step.microbatch for step in order) for order in orders),
+        chunks=() if pipeline.chunks == 1 else tuple(tuple(step.chunk for step in order) for order in orders),
         fastest=document.fastest(),
         fastest_stage_joules=document.fastest_stage_joules(),
         plans=realised,
@@ -90,12 +86,42 @@ def plan(profile: Profile, pipeline: Pipeline, objective: Objective) -> Realised
     return select(frontier(profile, pipeline), objective)
 
 
+def _check_profile(profile: Profile, pipeline: Pipeline, dag: Dag) -> None:
+    """Check that the profile measures what the pipeline runs."""
+    missing = sorted(
+        (key for key in dag.keys if key not in profile.measurements),
+        key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
+    )
+    if missing:
+        stage, instruction = missing[0]
+        place = f"the profile has no {instruction.value} of stage {stage}"
+        if stage < profile.stages:
+            remedy = f"the schedule {pipeline.schedule.value} runs it; measure it, or choose another schedule"
+        elif pipeline.chunks > 1:
+            remedy = (
+                f"it has {profile.stages} stages, but {pipeline.stages} ranks of {pipeline.chunks} chunks are "
+                f"{pipeline.virtual_stages} virtual stages; measure each chunk as a stage of its own"
+            )
+        else:
+            remedy = (
+                f"it has {profile.stages} stages, the pipeline {pipeline.stages}; "
+                "measure it, or lower spec.parallelism.stages"
+            )
+        raise PlanningError(f"{place}: {remedy}")
+    listed = len(profile.header.stage_gpus)
+    if 0 < listed < pipeline.stages:
+        raise PlanningError(
+            f"the profile header's stageGpus lists the GPUs of {listed} ranks, the pipeline has {pipeline.stages}; "
+            "add the others"
+        )
+
+
 class _Document:
     """The frontier's parts, computed once."""
 
-    def __init__(self, profile: Profile, pipeline: Pipeline, dag: Dag, costs: CostTable) -> None:
-        self._watts = profile.header.blocking_power_watts
-        self._pipeline = pipeline
+    def __init__(self, watts: tuple[float, ...], orders: tuple[Order, ...], dag: Dag, costs: CostTable) -> None:
+        self._watts = watts
+        self._waiting_watts = sum(watts)
         self._dag = dag
         self._costs = costs
         fastest = np.array([option.nanoseconds for option in costs.fastest], dtype=np.int64)[dag.kind]
@@ -104,6 +130,11 @@ class _Document:
         cheapest = np.array([options[-1].nanoseconds for options in costs.options], dtype=np.int64)[dag.kind]
         self._longest = max(self._shortest, longest_path(dag, cheapest))
         self._sweep: Sweep | None = None
+        # Where each node's clock stands among all orders' entries; what is in no order has none.
+        ends = np.cumsum([len(order) for order in orders])
+        self._ordered = np.flatnonzero(dag.position >= 0)
+        self._entries = np.concatenate([[0], ends[:-1]])[dag.stage[self._ordered]] + dag.position[self._ordered]
+        self._breaks = ends[:-1]
 
     def plans(self, count: int) -> tuple[RealisedPlan, ...]:
         """Realise plans at evenly spaced times from no slowdown to T*; each cheaper than the one before."""
@@ -130,8 +161,10 @@ class _Document:
     def fastest_stage_joules(self) -> tuple[float, ...]:
         """Energy of one GPU of each stage when everything runs at its highest clock."""
         joules = np.array([option.cost_joules for option in self._costs.fastest])[self._dag.kind]
-        waiting = self._watts * self._shortest / NANOSECONDS
-        return tuple(float(joules[self._dag.stage == stage].sum()) + waiting for stage in range(self._pipeline.stages))
+        seconds = self._shortest / NANOSECONDS
+        return tuple(
+            float(joules[self._dag.stage == stage].sum()) + watts * seconds for stage, watts in enumerate(self._watts)
+        )
 
     def breakpoint_seconds(self) -> tuple[float, ...]:
         """Times of the relaxation's breakpoints, growing."""
@@ -141,7 +174,7 @@ class _Document:
         """Energies of the relaxation at those times, waiting until T* included: falling."""
         assert self._sweep is not None  # noqa: S101 - plans() comes first
         longest = float(self._sweep.nanoseconds[0])
-        waiting = self._pipeline.stages * self._watts * longest / NANOSECONDS
+        waiting = self._waiting_watts * longest / NANOSECONDS
         return tuple(max(0.0, self._sweep.cost_at(float(each)) + waiting) for each in self._breakpoints())
 
     def _breakpoints(self) -> Integers:
@@ -154,16 +187,15 @@ class _Document:
 
     def _realised(self, nanoseconds: Integers, cost_joules: float, clocks: Integers) -> RealisedPlan:
         time = int(finish_times(self._dag.before_start, self._dag.before, nanoseconds).max())
-        waiting = self._pipeline.stages * self._watts * time / NANOSECONDS
+        waiting = self._waiting_watts * time / NANOSECONDS
         assert self._sweep is not None  # noqa: S101
-        by_stage: list[list[int]] = [[0] * len(order) for order in self._orders()]
-        for stage, position, clock in zip(self._dag.stage, self._dag.position, clocks, strict=True):
-            by_stage[stage][position] = int(clock)
+        entries = np.zeros(len(self._entries), dtype=np.int64)
+        entries[self._entries] = clocks[self._ordered]
         return RealisedPlan(
             iteration_seconds=time / NANOSECONDS,
             iteration_joules=cost_joules + waiting,
             bound_joules=max(0.0, self._sweep.cost_at(time) + waiting),
-            clocks=tuple(tuple(each) for each in by_stage),
+            clocks=tuple(tuple(each.tolist()) for each in np.split(entries, self._breaks)),
         )
 
     def _clocks(self, options: Integers) -> Integers:
@@ -171,9 +203,6 @@ class _Document:
         return np.array(
             [table[kind][option] for kind, option in zip(self._dag.kind, options, strict=True)], dtype=np.int64
         )
-
-    def _orders(self) -> tuple[Order, ...]:
-        return self._pipeline.orders()
 
 
 def _version() -> str:

@@ -21,8 +21,9 @@ _TUNABLE_CODES = frozenset(instruction.code for instruction in TUNABLE_INSTRUCTI
 
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Joules = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Watts = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
 Megahertz = Annotated[int, Field(ge=0, le=100_000)]
-Order = Annotated[str, Field(min_length=1, max_length=16_384, pattern=r"^[A-Z]+$")]
+Order = Annotated[str, Field(min_length=1, max_length=65_536, pattern=r"^[A-Z]+$")]
 
 
 class _Document(BaseModel):
@@ -59,9 +60,12 @@ class Frontier(_Document):
 
     Attributes:
         profile_checksum: of the profile it was computed from, so that a stale frontier is recognised.
-        blocking_power_watts: of one GPU, as used.
+        blocking_power_watts: of one GPU, as used; the average over the stages where their GPUs differ, so that it is
+            right for all of them together.
+        stage_blocking_power_watts: by stage, where they differ; empty where all are `blocking_power_watts`.
         order: by stage, the letters of its instructions in order of execution.
         microbatches: by stage, the microbatch of each instruction.
+        chunks: by stage, the model chunk of each instruction; empty where all are 0.
         fastest: every instruction at its highest clock (what an unlocked GPU would do): the reference of savings.
         fastest_stage_joules: energy by stage of `fastest`, blocking included.
         plans: in order of growing time; the first is the plan without slowdown, the last is T*.
@@ -73,9 +77,11 @@ class Frontier(_Document):
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     shape: PipelineShape
     profile_checksum: Annotated[str, Field(max_length=128)]
-    blocking_power_watts: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+    blocking_power_watts: Watts
+    stage_blocking_power_watts: Annotated[tuple[Watts, ...], Field(max_length=256)] = ()
     order: Annotated[tuple[Order, ...], Field(max_length=256)]
     microbatches: tuple[tuple[int, ...], ...]
+    chunks: tuple[tuple[Annotated[int, Field(ge=0, le=255)], ...], ...] = ()
     fastest: RealisedPlan
     fastest_stage_joules: tuple[Joules, ...]
     plans: Annotated[tuple[RealisedPlan, ...], Field(min_length=1, max_length=4096)]
@@ -89,6 +95,12 @@ class Frontier(_Document):
             raise ValueError(f"order and fastestStageJoules must have one entry for each of {self.shape.stages} stages")
         if [len(order) for order in self.order] != [len(each) for each in self.microbatches]:
             raise ValueError("microbatches must have one entry for each instruction of order")
+        if self.chunks and [len(order) for order in self.order] != [len(each) for each in self.chunks]:
+            raise ValueError("chunks must be empty or have one entry for each instruction of order")
+        if len(self.stage_blocking_power_watts) not in (0, self.shape.stages):
+            raise ValueError(
+                f"stageBlockingPowerWatts must be empty or have one entry for each of {self.shape.stages} stages"
+            )
         for plan in (self.fastest, *self.plans):
             check_clocks(self.order, plan.clocks)
         times = [plan.iteration_seconds for plan in self.plans]

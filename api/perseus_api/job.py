@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 from perseus_api.errors import DocumentError
-from perseus_api.schedules import Schedule
+from perseus_api.schedules import JobSchedule
 
 
 class _Part(BaseModel):
@@ -92,7 +92,7 @@ class PerseusJobSpec(_Part):
 
     suspend: bool = False
     parallelism: Parallelism
-    schedule: Schedule = Schedule.ONE_FORWARD_ONE_BACKWARD
+    schedule: JobSchedule = JobSchedule.ONE_FORWARD_ONE_BACKWARD
     objective: Objective = Objective()
     profiling: Profiling
     straggler: StragglerPolicy = StragglerPolicy()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from perseus_api.encoding import decode, encode, validated
-from perseus_api.frontier import Joules, Megahertz, Order, Seconds, check_clocks
+from perseus_api.frontier import Joules, Megahertz, Order, Seconds, Watts, check_clocks
 
 SCHEMA_VERSION = 1
 
@@ -52,12 +52,18 @@ class Baseline(_Document):
     Attributes:
         iteration_seconds: predicted unlocked pipeline time.
         stage_joules: predicted energy by stage of one GPU in one unlocked iteration.
-        blocking_power_watts: of one GPU waiting in communication.
+        blocking_power_watts: of one GPU waiting in communication; the average over the stages where they differ.
+        stage_blocking_power_watts: by stage, where they differ; empty where all are `blocking_power_watts`.
     """
 
     iteration_seconds: Seconds
     stage_joules: tuple[Joules, ...]
-    blocking_power_watts: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+    blocking_power_watts: Watts
+    stage_blocking_power_watts: Annotated[tuple[Watts, ...], Field(max_length=256)] = ()
+
+    def blocking_power_of(self, stage: int) -> float:
+        """Return the blocking power in watts of a stage's GPU."""
+        return self.stage_blocking_power_watts[stage] if self.stage_blocking_power_watts else self.blocking_power_watts
 
 
 class Plan(_Document):
@@ -92,6 +98,10 @@ class Plan(_Document):
             raise ValueError(f"pipelines names variant {max(self.pipelines)}; there are {len(self.variants)}")
         if len(self.baseline.stage_joules) != len(self.order):
             raise ValueError(f"baseline.stageJoules must have one entry for each of {len(self.order)} stages")
+        if len(self.baseline.stage_blocking_power_watts) not in (0, len(self.order)):
+            raise ValueError(
+                f"baseline.stageBlockingPowerWatts must be empty or have one entry for each of {len(self.order)} stages"
+            )
         return self
 
     def clocks_of(self, pipeline: int, stage: int) -> tuple[int, ...]:

@@ -27,7 +27,22 @@ REQUIRED_COLUMNS = ("stage", "instruction", "frequency", "time", "energy")
 OPTIONAL_COLUMNS = ("samples", "time_stderr", "energy_stderr")
 
 Text = Annotated[str, Field(max_length=256)]
+Watts = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
 Degree = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class StageGpu(BaseModel):
+    """The GPU of one pipeline rank.
+
+    Attributes:
+        gpu_model: as NVML names it.
+        blocking_power_watts: its power while it is blocked on communication.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    gpu_model: Text = ""
+    blocking_power_watts: Watts
 
 
 class ProfileHeader(BaseModel):
@@ -35,7 +50,9 @@ class ProfileHeader(BaseModel):
 
     Attributes:
         gpu_model: as NVML names it, such as ``NVIDIA A100-SXM4-80GB``.
-        blocking_power_watts: power of one GPU while it is blocked on communication.
+        blocking_power_watts: power of one GPU while it is blocked on communication, where `stage_gpus` is empty.
+        stage_gpus: where a pipeline mixes GPU models: the GPU of each pipeline rank, from 0. By rank and not by virtual
+            stage, since a rank's chunks share its GPU. Empty: all ranks have `gpu_model`.
         stages: number of pipeline stages of the measured model.
         tensor_parallel: GPUs of one stage; energies are of one GPU.
         schedule: name of the schedule that ran, if one did.
@@ -49,7 +66,8 @@ class ProfileHeader(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     gpu_model: Text = ""
-    blocking_power_watts: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+    blocking_power_watts: Watts
+    stage_gpus: Annotated[tuple[StageGpu, ...], Field(max_length=MAXIMUM_STAGES)] = ()
     stages: Annotated[int, Field(ge=1, le=MAXIMUM_STAGES)] | None = None
     tensor_parallel: Degree = 1
     schedule: Text = ""
@@ -75,7 +93,8 @@ class Profile:
 
     Attributes:
         header: what it was measured on.
-        measurements: by (stage, instruction), in order of falling clock; one clock never appears twice.
+        measurements: by (stage, instruction), in order of falling clock; one clock never appears twice. Where
+            ranks hold several model chunks, the stage is the virtual stage.
     """
 
     header: ProfileHeader
@@ -86,6 +105,15 @@ class Profile:
         """Number of stages: one more than the highest stage index."""
         return 1 + max(stage for stage, _ in self.measurements)
 
+    def blocking_power_of(self, rank: int) -> float:
+        """Return the power in watts of a pipeline rank's GPU while it is blocked on communication.
+
+        Raises:
+            IndexError: the header lists the GPUs of fewer ranks.
+        """
+        gpus = self.header.stage_gpus
+        return gpus[rank].blocking_power_watts if gpus else self.header.blocking_power_watts
+
 
 def parse_profile(csv_text: str, header_text: str | None, blocking_power_watts: float | None = None) -> Profile:
     """Parse and check a profile.
@@ -93,7 +121,7 @@ def parse_profile(csv_text: str, header_text: str | None, blocking_power_watts: 
     Args:
         csv_text: the CSV body, at most `MAXIMUM_PROFILE_BYTES`.
         header_text: the JSON header, or None for a bare CSV such as Zeus writes.
-        blocking_power_watts: replaces the header's; required when there is no header.
+        blocking_power_watts: replaces the header's, and that of every rank in it; required when there is no header.
 
     Raises:
         DocumentError: what is wrong and how to mend it, in one sentence.
@@ -115,7 +143,9 @@ def _parse_header(text: str | None, blocking_power_watts: float | None) -> Profi
             else ProfileHeader.model_validate_json(text)
         )
         if blocking_power_watts is not None:
-            header = ProfileHeader.model_validate({**header.model_dump(), "blocking_power_watts": blocking_power_watts})
+            watts = {"blocking_power_watts": blocking_power_watts}
+            gpus = [{**each.model_dump(), **watts} for each in header.stage_gpus]
+            header = ProfileHeader.model_validate({**header.model_dump(), **watts, "stage_gpus": gpus})
     except ValidationError as error:
         raise DocumentError(f"the profile header is not valid: {first_problem(error)}") from None
     return header

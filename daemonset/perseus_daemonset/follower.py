@@ -39,7 +39,7 @@ class RankPlan:
             first_iteration=plan.first_iteration,
             order=plan.order[stage],
             clocks=plan.clocks_of(pipeline, stage),
-            blocking_watts=plan.baseline.blocking_power_watts,
+            blocking_watts=plan.baseline.blocking_power_of(stage),
             predicted_seconds=plan.baseline.iteration_seconds,
             predicted_joules=plan.baseline.stage_joules[stage],
         )

@@ -61,6 +61,7 @@ def make_plan(
             iteration_seconds=frontier.fastest.iteration_seconds,
             stage_joules=frontier.fastest_stage_joules,
             blocking_power_watts=frontier.blocking_power_watts,
+            stage_blocking_power_watts=frontier.stage_blocking_power_watts,
         ),
     )
 

@@ -24,9 +24,10 @@ from perseus_planner.objective import (
     PowerBudget,
     Straggler,
 )
-from perseus_planner.pipeline import Pipeline
+from perseus_planner.pipeline import Order, Pipeline, PipelineError, Step
 
 if TYPE_CHECKING:
+    from perseus_planner.given import load_orders
     from perseus_planner.planning import Planned, exact_frontier, frontier, plan
 
 __all__ = [
@@ -35,13 +36,17 @@ __all__ = [
     "MinimumEnergy",
     "NoSlowdown",
     "Objective",
+    "Order",
     "Pipeline",
+    "PipelineError",
     "Planned",
     "PlanningError",
     "PowerBudget",
+    "Step",
     "Straggler",
     "exact_frontier",
     "frontier",
+    "load_orders",
     "plan",
     "plan_for_deadline",
     "select",
@@ -54,4 +59,8 @@ def __getattr__(name: str) -> Any:
         from perseus_planner import planning
 
         return getattr(planning, name)
+    if name == "load_orders":
+        from perseus_planner.given import load_orders
+
+        return load_orders
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,10 @@
 The cost of running an instruction in d seconds is e(d) - P_blocking d: its energy, less what its GPU would have drawn
 waiting meanwhile (Chung et al., SOSP '24, section 4.1). Times are integers of a nanosecond and slopes integers of a
 microwatt from here on, so that the sweep over the frontier compares exactly.
+
+Each GPU has its own blocking power where a pipeline mixes models. A fixed instruction is one option at clock 0: a hull
+of one corner. What runs beside the orders (`p2p` on edges) costs its whole energy: its rank computes or waits
+meanwhile, which is counted there, so the transfer draws its energy in addition and no waiting is saved by it.
 """
 
 from __future__ import annotations
@@ -81,15 +85,29 @@ class CostTable:
         return start, lengths, cumulative
 
 
-def cost_table(profile: Profile, keys: Sequence[tuple[int, Instruction]]) -> CostTable:
+def cost_table(
+    profile: Profile,
+    keys: Sequence[tuple[int, Instruction]],
+    ranks: Sequence[int] = (),
+    beside: Sequence[bool] = (),
+) -> CostTable:
     """Return the costs of the kinds of nodes of a pipeline.
+
+    Args:
+        profile: measured times and energies.
+        keys: kinds: virtual stage and instruction.
+        ranks: rank of each kind, for its GPU's blocking power; by default the virtual stage.
+        beside: whether each kind runs beside the orders, so that no blocking power is taken off; by default none does.
 
     Raises:
         KeyError: the profile does not hold one of them.
+        IndexError: the profile lists the GPUs of fewer ranks.
     """
-    watts = profile.header.blocking_power_watts
     options, fastest, hulls = [], [], []
-    for key in keys:
+    for index, key in enumerate(keys):
+        watts = profile.blocking_power_of(ranks[index] if ranks else key[0])
+        if beside and beside[index]:
+            watts = 0.0
         points = [_option(each, watts) for each in profile.measurements[key]]
         fastest.append(max(points, key=lambda point: point.clock_megahertz))
         options.append(_useful(points))

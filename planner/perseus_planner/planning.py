@@ -132,6 +132,7 @@ def frontier(
     times = _breakpoints(problem, swept)
     if len(times) > MAXIMUM_BREAKPOINTS:
         times = times[np.unique(np.linspace(0, len(times) - 1, MAXIMUM_BREAKPOINTS).astype(np.int64))]
+    alike = len(set(problem.watts)) == 1
     return Frontier(
         shape=PipelineShape(
             stages=pipeline.stages,
@@ -140,9 +141,11 @@ def frontier(
             schedule=pipeline.schedule,
         ),
         profile_checksum=profile_checksum,
-        blocking_power_watts=profile.header.blocking_power_watts,
-        order=tuple("".join(instruction.code for instruction, _ in order) for order in problem.orders),
-        microbatches=tuple(tuple(microbatch for _, microbatch in order) for order in problem.orders),
+        blocking_power_watts=problem.watts[0] if alike else sum(problem.watts) / len(problem.watts),
+        stage_blocking_power_watts=() if alike else problem.watts,
+        order=tuple("".join(step.instruction.code for step in order) for order in problem.orders),
+        microbatches=tuple(tuple(step.microbatch for step in order) for order in problem.orders),
+        chunks=tuple(tuple(step.chunk for step in order) for order in problem.orders) if pipeline.chunks > 1 else (),
         fastest=problem.fastest(swept),
         fastest_stage_joules=problem.fastest_stage_joules(),
         plans=_plans(problem, swept, targets, search_steps),

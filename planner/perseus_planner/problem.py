@@ -1,8 +1,9 @@
 """One planning problem: a profile on a pipeline, with what every plan for it needs to know.
 
 Times are the longest path at real times. Energies are those of one GPU of each rank in one iteration, blocking
-included: sum of e_i - P_b d_i over all instructions, plus the blocking power of all ranks times T (Chung et al., SOSP
-'24, equation 3); tensor-parallel ranks multiply them, which is left to whoever reports.
+included: sum of e_i - P_b d_i over all instructions, plus P_b x T of each rank's GPU (Chung et al., SOSP '24, equation
+3). A rank waits once, however many virtual stages it holds; tensor-parallel ranks multiply energies, which is left to
+whoever reports.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from perseus_api.profile import Profile
 from perseus_planner.costs import NANOSECONDS, cost_table
 from perseus_planner.dag import build_dag
 from perseus_planner.errors import PlanningError
+from perseus_planner.fixed import transferring, with_fixed
 from perseus_planner.pipeline import Pipeline
 from perseus_planner.realise import realise
 from perseus_planner.sweep import Sweep, finish_times, longest_path, sweep
@@ -28,10 +30,23 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One instruction as a plan runs it (begin and duration in seconds, energy in joules of one GPU)."""
+    """One instruction as a plan runs it.
+
+    Attributes:
+        instruction: the kind of work.
+        microbatch: that it is for.
+        chunk: model chunk of the rank.
+        stage: virtual stage: the stage of the profile that measured it.
+        frequency_megahertz: clock; 0 where it has none.
+        begin_seconds: after the iteration's begin.
+        seconds: duration.
+        joules: energy of one GPU.
+    """
 
     instruction: Instruction
     microbatch: int
+    chunk: int
+    stage: int
     frequency_megahertz: int
     begin_seconds: float
     seconds: float
@@ -55,11 +70,12 @@ class Problem:
         """
         self.profile = profile
         self.pipeline = pipeline
-        self.orders = pipeline.orders()
-        self.dag = build_dag(self.orders)
+        self.orders = with_fixed(pipeline.orders(), pipeline, profile)
+        self.dag = build_dag(self.orders, pipeline, transferring(pipeline, profile))
         self._check_profile()
-        self.costs = cost_table(profile, self.dag.keys)
-        self.waiting_watts = pipeline.stages * profile.header.blocking_power_watts
+        self.costs = cost_table(profile, self.dag.keys, self.dag.kind_rank, self.dag.kind_beside)
+        self.watts = tuple(profile.blocking_power_of(rank) for rank in range(pipeline.stages))
+        self.waiting_watts = sum(self.watts)
         self._start, self._nanoseconds, self._joules = self.costs.option_arrays()
         self._first = self._start[self.dag.kind]
         self._clocks = np.array([each.clock_megahertz for kind in self.costs.options for each in kind], dtype=np.int64)
@@ -101,32 +117,34 @@ class Problem:
     def fastest_stage_joules(self) -> tuple[float, ...]:
         """Energy of one GPU of each rank when everything runs at its highest clock."""
         joules = np.array([option.cost_joules for option in self.costs.fastest])[self.dag.kind]
-        waiting = self.profile.header.blocking_power_watts * self.shortest / NANOSECONDS
+        seconds = self.shortest / NANOSECONDS
         by_rank = np.bincount(self.dag.stage, weights=joules, minlength=self.pipeline.stages)
-        return tuple(float(each) + waiting for each in by_rank)
+        return tuple(float(each) + watts * seconds for each, watts in zip(by_rank, self.watts, strict=True))
 
     def steps(self, plan: RealisedPlan) -> tuple[tuple[PlannedStep, ...], ...]:
         """Return what each rank runs under a plan, in order of execution, everything as early as it can."""
-        nanoseconds = np.empty(self.dag.nodes, dtype=np.int64)
         table = {
-            (key, each.frequency_megahertz): each for key in self.dag.keys for each in self.profile.measurements[key]
+            (key, each.frequency_megahertz if key[1].has_clock else 0): each
+            for key in self.dag.keys
+            for each in self.profile.measurements[key]
         }
-        measured = []
-        for node, (rank, position, kind) in enumerate(
-            zip(self.dag.stage, self.dag.position, self.dag.kind, strict=True)
-        ):
-            found = table[self.dag.keys[kind], plan.clocks[rank][position]]
-            measured.append(found)
-            nanoseconds[node] = max(1, round(found.time_seconds * NANOSECONDS))
-        ends = finish_times(self.dag.before_start, self.dag.before, nanoseconds)
+        measured = [
+            table[self.dag.keys[kind], plan.clocks[rank][position] if position >= 0 else 0]
+            for rank, position, kind in zip(self.dag.stage, self.dag.position, self.dag.kind, strict=True)
+        ]
+        nanoseconds = np.array([max(1, round(each.time_seconds * NANOSECONDS)) for each in measured], dtype=np.int64)
+        begins = finish_times(self.dag.before_start, self.dag.before, nanoseconds) - nanoseconds
         rows: list[list[PlannedStep | None]] = [[None] * len(order) for order in self.orders]
-        for node, (rank, position) in enumerate(zip(self.dag.stage, self.dag.position, strict=True)):
-            entry = self.orders[rank][position]
+        for node in np.flatnonzero(self.dag.position >= 0):
+            rank, position = self.dag.stage[node], self.dag.position[node]
+            step = self.orders[rank][position]
             rows[rank][position] = PlannedStep(
-                entry[0],
-                entry[1],
-                measured[node].frequency_megahertz,
-                float(ends[node] - nanoseconds[node]) / NANOSECONDS,
+                step.instruction,
+                step.microbatch,
+                step.chunk,
+                self.pipeline.virtual_stage(int(rank), step.chunk),
+                plan.clocks[rank][position],
+                float(begins[node]) / NANOSECONDS,
                 measured[node].time_seconds,
                 measured[node].energy_joules,
             )
@@ -134,25 +152,44 @@ class Problem:
 
     def _document(self, swept: Sweep, nanoseconds: Integers, cost_joules: float, clocks: Integers) -> RealisedPlan:
         time = int(finish_times(self.dag.before_start, self.dag.before, nanoseconds).max())
-        rows = [np.zeros(len(order), dtype=np.int64) for order in self.orders]
-        for rank, row in enumerate(rows):
-            mine = self.dag.stage == rank
-            row[self.dag.position[mine]] = clocks[mine]
+        lengths = np.array([len(order) for order in self.orders])
+        ends = np.cumsum(lengths)
+        ordered = np.flatnonzero(self.dag.position >= 0)  # What is in no order has no clock.
+        entries = np.zeros(ends[-1], dtype=np.int64)
+        entries[(ends - lengths)[self.dag.stage[ordered]] + self.dag.position[ordered]] = clocks[ordered]
         return RealisedPlan(
             iteration_seconds=time / NANOSECONDS,
             iteration_joules=cost_joules + self.waiting_watts * time / NANOSECONDS,
             bound_joules=self.bound_joules(swept, time),
-            clocks=tuple(tuple(row.tolist()) for row in rows),
+            clocks=tuple(tuple(row.tolist()) for row in np.split(entries, ends[:-1])),
         )
 
     def _check_profile(self) -> None:
+        """Check that the profile measures what the pipeline runs."""
+        profile, pipeline = self.profile, self.pipeline
         missing = sorted(
-            (key for key in self.dag.keys if key not in self.profile.measurements),
+            (key for key in self.dag.keys if key not in profile.measurements),
             key=lambda key: (key[0], key[1] is not Instruction.FORWARD),
         )
         if missing:
             stage, instruction = missing[0]
+            place = f"the profile has no {instruction.value} of stage {stage}"
+            if stage < profile.stages:
+                remedy = f"the schedule {pipeline.schedule.value} runs it; measure it, or choose another schedule"
+            elif pipeline.chunks > 1:
+                remedy = (
+                    f"it has {profile.stages} stages, but {pipeline.stages} ranks of {pipeline.chunks} chunks are "
+                    f"{pipeline.virtual_stages} virtual stages; measure each chunk as a stage of its own"
+                )
+            else:
+                remedy = (
+                    f"it has {profile.stages} stages, the pipeline {pipeline.stages}; "
+                    "measure it, or lower spec.parallelism.stages"
+                )
+            raise PlanningError(f"{place}: {remedy}")
+        listed = len(profile.header.stage_gpus)
+        if 0 < listed < pipeline.stages:
             raise PlanningError(
-                f"the profile has no {instruction.value} of stage {stage}: it has {self.profile.stages} stages, the "
-                f"pipeline {self.pipeline.stages}; measure it, or lower spec.parallelism.stages"
+                f"the profile header's stageGpus lists the GPUs of {listed} ranks, the pipeline has {pipeline.stages}; "
+                "add the others"
             )

@@ -199,7 +199,7 @@ def _time(
     before_start: Integers, before: Integers, durations: Integers, previous: Integers, fixed: Integers,
     clocks: Integers, dead: int, ends: Integers,
 ) -> int:  # fmt: skip  # pragma: no cover
-    longest = np.int64(0)
+    longest = 0
     for node in range(len(ends)):
         begin = np.int64(0)
         for place in range(before_start[node], before_start[node + 1]):
@@ -210,7 +210,7 @@ def _time(
             if clocks[node] != clocks[previous[node]]:
                 length += dead
         ends[node] = begin + length
-        longest = max(longest, ends[node])
+        longest = max(longest, int(ends[node]))
     return longest
 
 

@@ -36,12 +36,22 @@ def test_a_frontier_comes_back_as_it_was_sent() -> None:
     assert found.plans[1].iteration_seconds == 3.0
 
 
+def test_chunks_and_the_stages_own_powers_come_back() -> None:
+    given = document(chunks=[[0, 1], [1, 0]], stageBlockingPowerWatts=[60.0, 100.0])
+    found = Frontier.decode(Frontier.decode(encode(given)).encode())
+    assert found.chunks == ((0, 1), (1, 0))
+    assert found.stage_blocking_power_watts == (60.0, 100.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
         ({"schemaVersion": 2}, "schemaVersion"),
         ({"order": ["FB"]}, "one entry for each of 2 stages"),
         ({"microbatches": [[0], [0, 0]]}, "one entry for each instruction"),
+        ({"chunks": [[0], [0, 0]]}, "chunks must be empty or have one entry for each instruction"),
+        ({"chunks": [[0, -1], [0, 0]]}, "chunks.0.1"),
+        ({"stageBlockingPowerWatts": [80.0]}, "stageBlockingPowerWatts must be empty or have one entry for each of 2"),
         ({"plans": []}, "plans"),
         ({"plans": list(reversed(document()["plans"]))}, "growing iterationSeconds"),
         ({"breakpointJoules": [1.0]}, "same length"),

@@ -132,6 +132,16 @@ def test_a_missing_baseline_stage_is_refused() -> None:
         Plan.decode(encode(spoilt))
 
 
+def test_a_stages_own_blocking_power_holds_where_there_is_one() -> None:
+    mixed = content()
+    assert Plan.decode(encode(mixed)).baseline.blocking_power_of(1) == 80.0
+    mixed["baseline"]["stageBlockingPowerWatts"] = [60.0, 100.0]
+    assert Plan.decode(encode(mixed)).baseline.blocking_power_of(1) == 100.0
+    mixed["baseline"]["stageBlockingPowerWatts"] = [60.0]
+    with pytest.raises(DocumentError, match="stageBlockingPowerWatts must be empty or have one entry for each of 2"):
+        Plan.decode(encode(mixed))
+
+
 def test_a_clock_of_zero_is_refused_where_the_instruction_has_one() -> None:
     spoilt = content()
     spoilt["variants"][1]["clocks"][0][2] = 0

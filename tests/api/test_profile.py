@@ -30,6 +30,26 @@ def test_a_bare_csv_loads_with_a_given_blocking_power() -> None:
     assert parse_profile(COLUMNS + GOOD, None, 75.0).header.blocking_power_watts == 75.0
 
 
+MIXED = (
+    '{"blockingPowerWatts": 80, "stageGpus": [{"gpuModel": "A", "blockingPowerWatts": 60}, {"blockingPowerWatts": 90}]}'
+)
+
+
+def test_each_ranks_gpu_has_its_own_blocking_power() -> None:
+    profile = parse_profile(COLUMNS + GOOD, MIXED)
+    assert [profile.blocking_power_of(rank) for rank in (0, 1)] == [60.0, 90.0]
+    assert profile.header.stage_gpus[0].gpu_model == "A"
+    with pytest.raises(IndexError):
+        profile.blocking_power_of(2)
+    assert parse_profile(COLUMNS + GOOD, HEADER).blocking_power_of(7) == 80.0
+
+
+def test_a_given_blocking_power_is_that_of_every_rank() -> None:
+    profile = parse_profile(COLUMNS + GOOD, MIXED, 75.0)
+    assert [profile.blocking_power_of(rank) for rank in (0, 1)] == [75.0, 75.0]
+    assert profile.header.stage_gpus[0].gpu_model == "A"
+
+
 def test_optional_columns_and_line_ends_of_windows_are_read() -> None:
     rows = GOOD.replace("\n", ",10,0.001,0.1\r\n")
     text = COLUMNS.replace("\n", ",samples,time_stderr,energy_stderr\r\n") + rows
@@ -88,6 +108,7 @@ def test_wrong_columns_are_named(columns: str, sentence: str) -> None:
         ("{}", "blockingPowerWatts"),
         ('{"blockingPowerWatts": -1}', "blockingPowerWatts"),
         ('{"blockingPowerWatts": 80, "unknown": 1}', "unknown"),
+        ('{"blockingPowerWatts": 80, "stageGpus": [{"gpuModel": "A"}]}', "stageGpus.0.blockingPowerWatts"),
         ("[", "header is not valid"),
     ],
 )

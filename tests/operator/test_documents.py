@@ -12,6 +12,8 @@ from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import JobReference
+from perseus_api.profile import Profile, StageGpu
+from perseus_daemonset.follower import RankPlan
 from perseus_operator.children import Builder, is_up_to_date
 from perseus_operator.conditions import Story
 from perseus_operator.planning import FASTEST, STRETCHED, Stragglers, make_plan, predicted_savings, same_clocks
@@ -148,6 +150,17 @@ def test_a_straggler_runs_the_fastest_plan_and_the_others_the_stretched_one() ->
     assert plan.variants[1].iteration_seconds <= limit
     assert not same_clocks(calm, plan)
     assert predicted_savings(plan, Stragglers((1,), limit)) > predicted_savings(calm, Stragglers())
+
+
+def test_a_plan_says_what_each_stages_own_gpu_draws_while_it_waits() -> None:
+    profile = example_profile(stages=2)
+    gpus = tuple(StageGpu(blocking_power_watts=watts) for watts in (60.0, 100.0))
+    mixed = Profile(profile.header.model_copy(update={"stage_gpus": gpus}), profile.measurements)
+    found = frontier(mixed, Pipeline(2, 4), plans=10)
+    plan = make_plan(REFERENCE, PerseusJobSpec.parse(job()["spec"]), found, Stragglers(), 1, 11)
+    assert [plan.baseline.blocking_power_of(stage) for stage in (0, 1)] == [60.0, 100.0]
+    assert plan.baseline.blocking_power_watts == 80.0  # times two stages: right for the pipeline's savings
+    assert [RankPlan.of(plan, 0, stage).blocking_watts for stage in (0, 1)] == [60.0, 100.0]
 
 
 def test_a_deadline_below_the_plan_in_force_speeds_nobody_up_beyond_it() -> None:

@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import random_profile
+from conftest import GENERATED, profile_for, random_profile, shaped
 
 
 def relaxation(dag: Dag, costs: CostTable, limit_nanoseconds: int) -> float:
@@ -60,8 +60,8 @@ def relaxation(dag: Dag, costs: CostTable, limit_nanoseconds: int) -> float:
 
 
 def swept(profile: Profile, pipeline: Pipeline, points: int) -> tuple[Dag, CostTable, Sweep]:
-    dag = build_dag(pipeline.orders())
-    costs = cost_table(profile, dag.keys)
+    dag = build_dag(pipeline.orders(), pipeline)
+    costs = cost_table(profile, dag.keys, dag.kind_rank, dag.kind_beside)
     shortest = longest_path(dag, np.array([hull.lengths[-1] for hull in costs.hulls], dtype=np.int64)[dag.kind])
     longest = longest_path(dag, np.array([hull.lengths[0] for hull in costs.hulls], dtype=np.int64)[dag.kind])
     targets = np.linspace(longest, shortest, points).astype(np.int64)
@@ -69,10 +69,10 @@ def swept(profile: Profile, pipeline: Pipeline, points: int) -> tuple[Dag, CostT
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("schedule", GENERATED)
 def test_every_point_is_the_linear_programs_optimum(seed: int, schedule: Schedule) -> None:
-    profile = random_profile(seed, stages=2 + seed % 4, clocks=3 + seed % 7)
-    dag, costs, found = swept(profile, Pipeline(2 + seed % 4, 2 + seed % 5, schedule), points=6)
+    pipeline = shaped(2 + seed % 4, 2 + seed % 5, schedule)
+    dag, costs, found = swept(profile_for(pipeline, seed, clocks=3 + seed % 7), pipeline, points=6)
     for target in found.target_nanoseconds:
         assert found.cost_at(int(target)) == pytest.approx(relaxation(dag, costs, int(target)), rel=1e-6, abs=1e-6)
 

@@ -25,42 +25,13 @@ from perseus_planner import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import A100, ROOT, random_profile
+from conftest import A100, GENERATED, ROOT, profile_for, random_profile, shaped
+from player import play
 
 
 def simulate(profile: Profile, pipeline: Pipeline, found: RealisedPlan) -> tuple[float, float]:
     """Time and energy of a plan by playing it, stage by stage: none of the planner's code but the orders."""
-    orders = pipeline.orders()
-    cost = {
-        (stage, instruction, each.frequency_megahertz): (each.time_seconds, each.energy_joules)
-        for (stage, instruction), rows in profile.measurements.items()
-        for each in rows
-    }
-    ends: dict[tuple[int, str, int], float] = {}
-    position, clock_of_stage = [0] * len(orders), [0.0] * len(orders)
-    busy = joules = 0.0
-    while any(position[stage] < len(order) for stage, order in enumerate(orders)):
-        progressed = False
-        for stage, order in enumerate(orders):
-            if position[stage] == len(order):
-                continue
-            instruction, microbatch = order[position[stage]]
-            forward = instruction.value == "forward"
-            source = (stage - 1, "forward") if forward else (stage + 1, "backward")
-            if not forward and stage == len(orders) - 1:
-                source = (stage, "forward")
-            if source[0] >= 0 and (*source, microbatch) not in ends:
-                continue
-            begin = max(clock_of_stage[stage], ends.get((*source, microbatch), 0.0))
-            seconds, energy = cost[stage, instruction, found.clocks[stage][position[stage]]]
-            clock_of_stage[stage] = ends[stage, instruction.value, microbatch] = begin + seconds
-            busy += seconds
-            joules += energy
-            position[stage] += 1
-            progressed = True
-        assert progressed, "the orders of the stages wait for each other"
-    total = max(clock_of_stage)
-    return total, joules + profile.header.blocking_power_watts * (len(orders) * total - busy)
+    return play(profile, pipeline, pipeline.orders(), found.clocks)
 
 
 def gpt3(gpu: str) -> Profile:
@@ -78,14 +49,14 @@ def gpt3(gpu: str) -> Profile:
     stages=st.integers(1, 5),
     microbatches=st.integers(1, 7),
     clocks=st.integers(2, 9),
-    schedule=st.sampled_from(list(Schedule)),
+    schedule=st.sampled_from(GENERATED),
 )
 @settings(max_examples=60, deadline=None)
 def test_no_plan_is_slower_than_promised_and_all_numbers_are_true(
     seed: int, stages: int, microbatches: int, clocks: int, schedule: Schedule
 ) -> None:
-    profile = random_profile(seed, stages, clocks)
-    pipeline = Pipeline(stages, microbatches, schedule)
+    pipeline = shaped(stages, microbatches, schedule)
+    profile = profile_for(pipeline, seed, clocks)
     found = frontier(profile, pipeline, plans=20, search_steps=2_000)
     full_speed, _ = simulate(profile, pipeline, found.fastest)
     default = select(found, NoSlowdown())
@@ -166,7 +137,7 @@ def test_the_largest_pipelines_frontier_fits_a_config_map() -> None:
     """64 stages x 512 microbatches, with clocks as different from each other as can be."""
     pipeline = Pipeline(64, 512)
     count = max(2, min(320, 800_000 // (2 * 64 * 512)))
-    orders = tuple("".join(each.code for each, _ in order) for order in pipeline.orders())
+    orders = tuple("".join(step.instruction.code for step in order) for order in pipeline.orders())
     source = random.Random(1)
     clocks = tuple(tuple(source.choice(range(810, 1411, 15)) for _ in order) for order in orders)
     realised = RealisedPlan(iteration_seconds=1.0, iteration_joules=1.0, bound_joules=1.0, clocks=clocks)
@@ -174,7 +145,7 @@ def test_the_largest_pipelines_frontier_fits_a_config_map() -> None:
         update={
             "shape": _small().shape.model_copy(update={"stages": 64, "microbatches": 512}),
             "order": orders,
-            "microbatches": tuple(tuple(microbatch for _, microbatch in order) for order in pipeline.orders()),
+            "microbatches": tuple(tuple(step.microbatch for step in order) for order in pipeline.orders()),
             "fastest": realised,
             "fastest_stage_joules": (1.0,) * 64,
             "plans": (realised,) * count,

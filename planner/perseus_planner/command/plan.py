@@ -114,6 +114,8 @@ def plan_document(found: Planned) -> dict[str, Any]:
                 {
                     "instruction": step.instruction.value,
                     "microbatch": step.microbatch,
+                    "chunk": step.chunk,
+                    "stage": step.stage,
                     "frequency": step.frequency_megahertz,
                     "seconds": step.seconds,
                     "joules": step.joules,

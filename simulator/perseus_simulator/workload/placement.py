@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.schedules import Schedule
+from perseus_api.schedules import JobSchedule
 
 from perseus_simulator.library import SimulatorError
 
@@ -36,7 +36,7 @@ class Placement:
     pipelines: int
     tensor_parallel: int
     microbatches: int
-    schedule: Schedule
+    schedule: JobSchedule
     gpu_uuid: str
     addresses: tuple[tuple[str, int], ...]
 
@@ -81,7 +81,7 @@ class Placement:
         one backward in turn, then the backwards that are left. GPipe: all forwards, then all backwards.
         """
         ahead = self.microbatches
-        if self.schedule is Schedule.ONE_FORWARD_ONE_BACKWARD:
+        if self.schedule is JobSchedule.ONE_FORWARD_ONE_BACKWARD:
             ahead = min(self.microbatches, self.stages - self.stage - 1)
         found = [(Instruction.FORWARD, index) for index in range(ahead)]
         for index in range(self.microbatches - ahead):
@@ -103,9 +103,9 @@ class Placement:
         if rank >= ranks:
             raise SimulatorError(f"{names.ENV_RANK} is {rank}, but there are {ranks} ranks")
         try:
-            schedule = Schedule(given.get(names.ENV_SCHEDULE, Schedule.ONE_FORWARD_ONE_BACKWARD.value))
+            schedule = JobSchedule(given.get(names.ENV_SCHEDULE, JobSchedule.ONE_FORWARD_ONE_BACKWARD.value))
         except ValueError:
-            known = ", ".join(each.value for each in Schedule)
+            known = ", ".join(each.value for each in JobSchedule)
             raise SimulatorError(f"{names.ENV_SCHEDULE} must be one of {known}") from None
         gpu = given.get(names.ENV_GPU_UUID) or given.get(names.ENV_VISIBLE_DEVICES, "")
         if not gpu.startswith("GPU-") or "," in gpu:

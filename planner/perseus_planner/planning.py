@@ -46,6 +46,7 @@ def frontier(profile: Profile, pipeline: Pipeline, plans: int = DEFAULT_PLANS, p
 
     Raises:
         PlanningError: the profile lacks a stage or an instruction.
+        ValueError: the schedule has no order for this shape (PipelineError), or given orders cannot run.
     """
     orders = with_fixed(pipeline.orders(), pipeline, profile)
     dag = build_dag(orders, pipeline, transferring(pipeline, profile))

@@ -108,6 +108,8 @@ class Pipeline:
         if len(given) != self.stages:
             raise PipelineError(f"orders are given for {len(given)} stages, the pipeline has {self.stages}")
         for rank, order in enumerate(given):
+            if not order:
+                raise PipelineError(f"the order given for stage {rank} is empty")
             for entry, step in enumerate(order):
                 if not (0 <= step.microbatch < self.microbatches and 0 <= step.chunk < self.chunks):
                     raise PipelineError(

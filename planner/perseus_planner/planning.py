@@ -124,6 +124,7 @@ def frontier(
 
     Raises:
         PlanningError: the profile lacks a stage or an instruction.
+        ValueError: the schedule has no order for this shape (PipelineError), or given orders cannot run.
     """
     problem = Problem(profile, pipeline)
     count = max(2, min(plans, MAXIMUM_CLOCKS // problem.dag.nodes))

@@ -7,7 +7,8 @@ The objects are real ones: stages in a process group of torch's fake backend, wh
   rank. What the class really runs is recorded too, by a stage that notes what it is told to compute.
 - the same is done for `ScheduleGPipe`, whose `pipeline_order` is right.
 
-torch refuses 1F1B with fewer microbatches than ranks, and rounds of different lengths: those sizes are left out.
+What torch refuses is left out: 1F1B (and GPipe, up to 2.9) with fewer microbatches than ranks, and rounds of different
+lengths.
 """
 
 from __future__ import annotations
@@ -90,17 +91,22 @@ def loss(_output: object, _target: object) -> torch.Tensor:
     return torch.zeros(())
 
 
+def refused_by_torch(error: ValueError) -> bool:
+    """Whether an error is one of the limits that torch sets; anything else is a mistake of the test."""
+    limits = ("multiple of the number of rounds", "greater than or equal to the number of stages")
+    return any(limit in " ".join(str(error).split()) for limit in limits)
+
+
 def compared(schedule: Schedule, ranks: int, chunks: int, make: Callable[[Pipeline], Any], least: int = 1) -> list[int]:
     """Compare for all microbatches; return the numbers of them that both sides have an order for."""
     same = []
     for microbatches in MICROBATCHES:
-        if microbatches < least:
-            continue
         pipeline = Pipeline(ranks, microbatches, schedule, chunks=chunks)
         try:
             made = make(pipeline)
-        except ValueError as refused:
-            assert "multiple of the number of rounds" in str(refused)  # noqa: PT017 - torch's own limit
+        except ValueError as error:
+            if not refused_by_torch(error):
+                raise
             if chunks > 1:
                 with pytest.raises(PipelineError, match="equal rounds"):
                     pipeline.orders()
@@ -115,7 +121,8 @@ def test_gpipe(ranks: int, groups: dict[int, Any]) -> None:
     def make(pipeline: Pipeline) -> ScheduleGPipe:
         return ScheduleGPipe(stages(pipeline, groups[ranks])[0], pipeline.microbatches)
 
-    assert compared(Schedule.GPIPE, ranks, 1, make) == list(MICROBATCHES)
+    same = compared(Schedule.GPIPE, ranks, 1, make)
+    assert {each for each in MICROBATCHES if each >= ranks} <= set(same)
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -159,11 +166,14 @@ def test_what_single_stage_schedules_really_run(
 ) -> None:
     monkeypatch.setattr(made, "_initialize_stage", lambda *_: None)
     for microbatches in MICROBATCHES:
-        if microbatches < ranks and made is Schedule1F1B:
-            continue
         for rank, order in enumerate(Pipeline(ranks, microbatches, schedule).orders()):
             stage = RecordingStage(rank, ranks, groups[ranks])
-            runner = made(stage, microbatches)
+            try:
+                runner = made(stage, microbatches)
+            except ValueError as error:
+                assert refused_by_torch(error)  # noqa: PT017 - its message is cut over lines
+                assert microbatches < ranks
+                continue
             monkeypatch.setattr(runner, "_maybe_compute_loss", lambda *_: None)
             monkeypatch.setattr(runner, "_maybe_get_loss", lambda *_: None)
             runner._step_microbatches([()] * microbatches, [{}] * microbatches)

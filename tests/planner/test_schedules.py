@@ -163,7 +163,8 @@ def test_virtual_stages_are_dealt_out_in_turn_or_as_a_v() -> None:
             {"schedule": Schedule.CUSTOM, "orders_given": ((Step(F, 0), Step(B, 0)),)},
             "for 1 stages, the pipeline has 2",
         ),
-        ({"schedule": Schedule.CUSTOM, "orders_given": ((), (Step(F, 9),))}, "stage 1 entry 0 .* microbatch 9"),
+        ({"schedule": Schedule.CUSTOM, "orders_given": ((Step(F, 0),), (Step(F, 9),))}, "stage 1 entry 0 .* 9"),
+        ({"schedule": Schedule.CUSTOM, "orders_given": ((Step(F, 0),), ())}, "given for stage 1 is empty"),
         ({"v_shape": True}, "v_shape is for the schedule Custom"),
         ({"chunks": 0}, "at least 1"),
     ],
@@ -220,12 +221,8 @@ def test_the_largest_pipelines_graph_is_built_within_two_seconds() -> None:
 
 
 @pytest.mark.parametrize("schedule", GENERATED)
-def test_orders_are_made_in_linear_time(schedule: Schedule) -> None:
-    def seconds(microbatches: int) -> float:
-        pipeline = shaped(16, microbatches, schedule)
-        begin = time.process_time()
-        pipeline.orders()
-        return time.process_time() - begin
-
-    small = min(seconds(256) for _ in range(3))
-    assert seconds(4096) < 100 * small  # 16 times as much work; 256 times if it were quadratic
+def test_the_longest_orders_are_made_within_seconds(schedule: Schedule) -> None:
+    pipeline = shaped(16, 4096, schedule)
+    begin = time.process_time()
+    assert sum(len(order) for order in pipeline.orders()) >= 2 * 16 * 4096
+    assert time.process_time() - begin < 5  # A tenth of it is usual; work that grows with the square takes minutes.

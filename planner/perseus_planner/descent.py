@@ -2,11 +2,11 @@
 
 The state is a flow that is cheapest for the present T, with potentials (event times) that prove it. Two trees over
 tight residual arcs are kept, as in the max-flow algorithm of Boykov and Kolmogorov (2004): one of events that the
-source reaches, one of events that reach the sink. Where they touch, flow is pushed along the path through both, and only
-what hung behind a saturated arc looks for a new parent. When nothing is tight between them, T falls: all events of the
-source's tree move together, so every arc across the cut loses slack at the same rate. A heap keyed by slack plus the
-movement so far at insertion therefore stays valid without updates, and an event's potential is kept relative to the
-movement while it belongs to the tree.
+source reaches, one of events that reach the sink. Where they touch, flow is pushed along the path through both, and
+only what hung behind a saturated arc looks for a new parent. When nothing is tight between them, T falls: all events
+of the source's tree move together, so every arc across the cut loses slack at the same rate. A heap keyed by slack
+plus the movement so far at insertion therefore stays valid without updates, and an event's potential is kept relative
+to the movement while it belongs to the tree.
 
 A traversal is an arc with a direction: 2 x arc along it, 2 x arc + 1 against it (which takes flow back). All numbers
 are integers. Nothing here knows of stages, clocks or units.

@@ -31,7 +31,8 @@ _ROOT, _ORPHAN = -1, -2
 @njit(cache=True, inline="always")
 def _end(traversal: int, tails: Integers, heads: Integers) -> int:  # pragma: no cover
     arc = traversal >> 1
-    return tails[arc] if traversal & 1 else heads[arc]
+    end: int = tails[arc] if traversal & 1 else heads[arc]
+    return end
 
 
 @njit(cache=True, inline="always")
@@ -48,7 +49,8 @@ def _slack(
     if tree[tail] == _SOURCE_TREE:
         span -= moved
     # Along the arc at the length of its next unit of flow, against it at that of its last one.
-    return long[arc] - span if traversal & 1 else span - short[arc]
+    slack: int = long[arc] - span if traversal & 1 else span - short[arc]
+    return slack
 
 
 @njit(cache=True)

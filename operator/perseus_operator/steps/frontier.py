@@ -1,0 +1,86 @@
+"""The step that has the frontier made: the ConfigMap, the optimisation Job and its access. It computes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+
+from perseus_api import names
+from perseus_api.conditions import Condition, Reason
+from perseus_api.errors import DocumentError
+from perseus_api.frontier import Frontier
+
+from perseus_operator.children import Builder, Document
+from perseus_operator.client import POD, Api
+from perseus_operator.monitor import JobKey
+from perseus_operator.upkeep import ensure, job_condition
+from perseus_operator.visit import Visit
+
+logger = logging.getLogger("perseus.operator")
+
+
+class FrontierStep:
+    """Has frontiers made, and remembers those that it decoded."""
+
+    def __init__(self, api: Api) -> None:
+        """Work over a connection."""
+        self._api = api
+        self._frontiers: dict[JobKey, tuple[str, Frontier | None]] = {}
+
+    def forget(self, key: JobKey) -> None:
+        """Forget a job that is gone."""
+        self._frontiers.pop(key, None)
+
+    async def bring_about(self, visit: Visit, builder: Builder, checksum: str) -> Frontier | None:
+        """Return the frontier of this profile, or have it made.
+
+        Raises:
+            ApiRefusal: the API server refused.
+        """
+        wanted = builder.frontier_config_map()
+        present = await ensure(self._api, wanted)
+        frontier = await self._decoded(visit.key, present)
+        if frontier is not None and frontier.profile_checksum == checksum:
+            words = (
+                f"{len(frontier.plans)} plans from {frontier.plans[0].iteration_seconds:.3f} s to "
+                f"{frontier.plans[-1].iteration_seconds:.3f} s"
+            )
+            visit.story.say(Condition.FRONTIER_READY, True, Reason.OPTIMISED, words)
+            return frontier
+        visit.settled = False
+        for document in builder.optimiser_access():
+            await ensure(self._api, document)
+        optimiser = await ensure(self._api, builder.optimiser_job(checksum))
+        failed = job_condition(optimiser, "Failed")
+        if failed is not None:
+            words = await self._last_words(builder.namespace, optimiser["metadata"]["name"]) or failed
+            visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISATION_FAILED, words)
+        else:
+            words = f"Job {optimiser['metadata']['name']} computes the frontier"
+            visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
+        return None
+
+    async def _decoded(self, key: JobKey, config_map: Document) -> Frontier | None:
+        version = config_map["metadata"]["resourceVersion"]
+        known = self._frontiers.get(key)
+        if known is not None and known[0] == version:
+            return known[1]
+        encoded = (config_map.get("binaryData") or {}).get(names.FRONTIER_KEY)
+        frontier = None
+        if encoded:
+            try:
+                frontier = await asyncio.to_thread(Frontier.decode, base64.b64decode(encoded, validate=True))
+            except (DocumentError, binascii.Error) as error:
+                logger.warning("%s/%s: %s; it is made anew", *key, error)
+        self._frontiers[key] = (version, frontier)
+        return frontier
+
+    async def _last_words(self, namespace: str, job: str) -> str:
+        for pod in await self._api.find(POD, namespace, f"batch.kubernetes.io/job-name={job}"):
+            for container in (pod.get("status") or {}).get("containerStatuses") or []:
+                message = ((container.get("state") or {}).get("terminated") or {}).get("message")
+                if message:
+                    return str(message).strip().splitlines()[-1]
+        return ""

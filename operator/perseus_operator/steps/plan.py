@@ -1,0 +1,133 @@
+"""The step that writes the plan: for the objective, or for a straggler's time; and from which iteration it holds."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import time
+
+from perseus_api import names
+from perseus_api.conditions import Condition, Reason
+from perseus_api.errors import DocumentError
+from perseus_api.frontier import Frontier
+from perseus_api.job import PerseusJobSpec
+from perseus_api.plan import JobReference, Plan
+
+from perseus_operator import metrics
+from perseus_operator.children import Builder, Document
+from perseus_operator.client import CONFIG_MAP, Api
+from perseus_operator.monitor import JobKey, Monitor
+from perseus_operator.planning import (
+    Stragglers,
+    make_plan,
+    planned_seconds,
+    predicted_savings,
+    same_clocks,
+    stragglers_of,
+)
+from perseus_operator.settings import Settings
+from perseus_operator.steps.telling import tell_applied, tell_stragglers
+from perseus_operator.stragglers import first_iteration
+from perseus_operator.visit import Visit
+
+logger = logging.getLogger("perseus.operator")
+
+
+class PlanStep:
+    """Writes plans, and tells the monitor which holds."""
+
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor) -> None:
+        """Work over a connection, into the operator's namespace."""
+        self._api = api
+        self._settings = settings
+        self._monitor = monitor
+
+    async def bring_about(
+        self, visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier: Frontier, running: bool
+    ) -> None:
+        """Write the plan for the objective and the situation, if it is another one than holds.
+
+        Args:
+            visit: gathers the plan and what is told of it.
+            builder: of the job's children.
+            spec: of the job.
+            frontier: of its profile.
+            running: whether the training pods are wanted and not finished.
+
+        Raises:
+            ApiRefusal: the API server refused.
+        """
+        name = names.plan_config_map_name(*visit.key)
+        config_map = await self._api.get(CONFIG_MAP, self._settings.namespace, name)
+        if not running:
+            if config_map is not None:
+                await self._api.delete(CONFIG_MAP, self._settings.namespace, name)
+            self._monitor.forget(visit.key)
+            visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING, "training does not run: no clock is locked")
+            return
+        before = _decoded_plan(config_map)
+        reference = JobReference(namespace=builder.namespace, name=builder.name, uid=builder.uid)
+        if before is not None and before.job != reference:
+            before = None
+        watched = self._monitor.find(visit.key)
+        if before is not None and (watched is None or watched.plan != before):
+            watched = self._monitor.resume(visit.key, before, spec)
+        stragglers = watched.wanted if watched else Stragglers()
+        restarted = watched is not None and watched.restarted
+        generation = before.generation if before else _last_generation(visit.job, config_map)
+        wanted = make_plan(reference, spec, frontier, stragglers, generation + 1, 0)
+        if before is not None and same_clocks(before, wanted) and not restarted:
+            plan = before
+            if watched is not None:
+                watched.watch.stragglers = stragglers
+                watched.spec = spec
+        else:
+            if before is None:
+                first, why = spec.accounting.baseline_iterations + 1, "initial"
+            elif restarted:
+                first, why = 1, "restart"
+            else:
+                measured = watched.report.pipelines if watched else {}
+                first = first_iteration(before, measured, time.time())
+                why = "straggler" if stragglers.pipelines else "recovery"
+                if stragglers == stragglers_of(before):
+                    why = "objective"
+            plan = wanted.model_copy(update={"first_iteration": first})
+            encoded = base64.b64encode(plan.encode()).decode()
+            await self._api.apply(builder.plan_config_map(encoded))
+            metrics.REPLANS.labels(reason=why).inc()
+            logger.info("%s/%s: plan %d (%s) from iteration %d", *visit.key, plan.generation, why, first)
+            self._monitor.planned(visit.key, before, plan, spec, stragglers)
+        visit.plan, visit.stragglers = plan, stragglers
+        _export(visit.key, plan, stragglers)
+        tell_applied(visit, self._monitor, spec, plan)
+        tell_stragglers(visit, self._monitor, spec, plan, stragglers)
+
+
+def _last_generation(job: Document, config_map: Document | None) -> int:
+    """Generations only grow, also over a withdrawn or damaged plan: the status remembers."""
+    told = ((job.get("status") or {}).get("plan") or {}).get("generation", 0)
+    kept = _decoded_plan(config_map)
+    return max(int(told), kept.generation if kept else 0)
+
+
+def _export(key: JobKey, plan: Plan, stragglers: Stragglers) -> None:
+    metrics.PLAN_GENERATION.labels(*key).set(plan.generation)
+    metrics.PREDICTED_SAVINGS.labels(*key).set(predicted_savings(plan, stragglers))
+    for pipeline in range(len(plan.pipelines)):
+        metrics.PLANNED_SECONDS.labels(*key, str(pipeline)).set(planned_seconds(plan, pipeline))
+    slowest = plan.variants[plan.pipelines[stragglers.pipelines[0]]] if stragglers.pipelines else None
+    ratio = stragglers.deadline_seconds / slowest.iteration_seconds if slowest else 1.0
+    metrics.SLOWDOWN_RATIO.labels(*key).set(ratio)
+
+
+def _decoded_plan(config_map: Document | None) -> Plan | None:
+    if config_map is None:
+        return None
+    try:
+        return Plan.decode(
+            base64.b64decode((config_map.get("binaryData") or {}).get(names.PLAN_KEY, ""), validate=True)
+        )
+    except (DocumentError, binascii.Error):
+        return None

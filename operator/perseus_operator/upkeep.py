@@ -1,0 +1,36 @@
+"""Keeps child objects as they should be: one read, and a server-side apply where the content differs."""
+
+from __future__ import annotations
+
+from perseus_operator.children import Document, is_up_to_date
+from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
+
+
+async def ensure(api: Api, wanted: Document) -> Document:
+    """Return a child as it is, written if it was not as it should be.
+
+    Raises:
+        ApiRefusal: the server refused, or another owner's Job has the name.
+    """
+    metadata = wanted["metadata"]
+    present = await api.get(KINDS[wanted["kind"]], metadata["namespace"], metadata["name"])
+    if is_up_to_date(wanted, present) and present is not None:
+        return present
+    if present is not None and wanted["kind"] == JOB.name and not _owned_by_same(wanted, present):
+        raise ApiRefusal(
+            409, "AlreadyExists", f"Job {metadata['name']} exists already and is not this PerseusJob's: rename one"
+        )
+    return await api.apply(wanted)
+
+
+def job_condition(job: Document, wanted: str) -> str | None:
+    """Return the message of a condition of a batch Job that is True, None if it is not."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == wanted and condition.get("status") == "True":
+            return str(condition.get("message") or condition.get("reason") or wanted)
+    return None
+
+
+def _owned_by_same(wanted: Document, present: Document) -> bool:
+    uid = wanted["metadata"]["ownerReferences"][0]["uid"]
+    return any(owner.get("uid") == uid for owner in present["metadata"].get("ownerReferences") or [])

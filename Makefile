@@ -46,7 +46,7 @@ test-fast: venv native ## The tests that need no cluster, under 3 minutes
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
 	@.venv/bin/lint-imports
 
 .PHONY: bench

@@ -65,5 +65,13 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "Plan generations pushed. Label reason: initial, objective, straggler, recovery, restart."
     ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
+    "perseus_operator_visit_errors_total": (
+        "Visits that failed and are repeated. Label reason: http_STATUS or the error's class."
+    ),
+    "perseus_operator_api_request_seconds": "Histogram: duration of requests to the Kubernetes API. Label verb.",
+    "perseus_operator_api_refusals_total": "Answers of the Kubernetes API with 400 or more, 404 aside. Label code.",
+    "perseus_operator_queue_depth": "Visits that are due and wait for a worker.",
+    "perseus_operator_queue_overdue_seconds": "For how long the longest waiting visit has been due.",
+    "perseus_operator_missed_jobs": "Jobs of which the watch has told nothing while the list shows them.",
     "perseus_operator_build_info": "1. Label version.",
 }

@@ -23,6 +23,7 @@ from perseus_operator.stragglers import JobWatch, assess, training_restarted
 JobKey = tuple[str, str]
 ROUND_SECONDS = 0.5
 ENERGY_SECONDS = 30.0
+FIRST_LOOK_SECONDS = 8.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -61,6 +62,7 @@ class Monitor:
         self.energies: dict[JobKey, JobEnergy] = {}
         self._ask = ask_for_visit
         self._jobs: dict[JobKey, WatchedJob] = {}
+        self._reports: dict[JobKey, JobReport] = {}
 
     def find(self, key: JobKey) -> WatchedJob | None:
         """Return what is known of a job with a plan."""
@@ -69,7 +71,8 @@ class Monitor:
     def resume(self, key: JobKey, plan: Plan, spec: PerseusJobSpec) -> WatchedJob:
         """Watch a job whose plan was there before this operator."""
         watch = JobWatch.resume(plan, time.monotonic())
-        job = self._jobs[key] = WatchedJob(plan, spec, watch, watch.stragglers)
+        report = self._reports.get(key, JobReport())
+        job = self._jobs[key] = WatchedJob(plan, spec, watch, watch.stragglers, report=report)
         return job
 
     def planned(
@@ -86,6 +89,13 @@ class Monitor:
         """Watch a job no more."""
         self._jobs.pop(key, None)
         self.energies.pop(key, None)
+
+    async def look_first(self, prometheus: Prometheus) -> None:
+        """Ask once before the first visit: an operator that starts anew then tells nothing that was told already."""
+        try:
+            await asyncio.wait_for(self._round(prometheus, with_energy=True), FIRST_LOOK_SECONDS)
+        except TimeoutError:
+            logger.warning("Prometheus takes more than %.0f s; the first visits do without it", FIRST_LOOK_SECONDS)
 
     async def run(self, prometheus: Prometheus) -> None:
         """Make rounds until cancelled."""
@@ -112,6 +122,7 @@ class Monitor:
             metrics.STRAGGLER_ROUNDS.labels(outcome="failed").inc()
         else:
             self.answered = True
+            self._reports = reports
             metrics.STRAGGLER_ROUNDS.labels(outcome="answered" if reports else "no_data").inc()
         now, wall = time.monotonic(), time.time()
         for key, job in list(self._jobs.items()):

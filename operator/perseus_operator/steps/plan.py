@@ -15,7 +15,7 @@ from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import JobReference, Plan
 
 from perseus_operator import metrics
-from perseus_operator.children import Builder, Document
+from perseus_operator.children import Builder, Document, contains
 from perseus_operator.client import CONFIG_MAP, Api
 from perseus_operator.monitor import JobKey, Monitor
 from perseus_operator.planning import (
@@ -79,6 +79,11 @@ class PlanStep:
         wanted = make_plan(reference, spec, frontier, stragglers, generation + 1, 0)
         if before is not None and same_clocks(before, wanted) and not restarted:
             plan = before
+            labels = builder.plan_config_map("")["metadata"]["labels"]
+            if not contains((config_map or {})["metadata"].get("labels") or {}, labels):
+                # By these agents find it. The plan is the same one, so its generation stays.
+                encoded = base64.b64encode(plan.encode()).decode()
+                await self._api.apply(builder.plan_config_map(encoded))
             if watched is not None:
                 watched.watch.stragglers = stragglers
                 watched.spec = spec

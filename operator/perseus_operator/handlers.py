@@ -18,9 +18,9 @@ from perseus_api import names
 from perseus_operator.client import Api, ApiRefusal
 from perseus_operator.metrics import tell_version
 from perseus_operator.monitor import Monitor
-from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
+from perseus_operator.transport import Connection
 from perseus_operator.visits import JobKey, VisitQueue
 from perseus_operator.web import serve_pages
 
@@ -70,9 +70,11 @@ class Operator:
         pages = await serve_pages(self._settings.port)
         self._closers = [pages.cleanup, session.close, api.close]
         self._tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(_sweep_forever(reconciler))]
-        if self._settings.prometheus_url:
-            prometheus = Prometheus(self._settings.prometheus_url, session)
-            self._tasks.append(asyncio.create_task(monitor.run(prometheus)))
+        self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
+        if self._settings.prometheus.url:
+            connection = Connection(self._settings.prometheus, session)
+            self._tasks.append(asyncio.create_task(monitor.run(connection)))
+            self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
         for task in self._tasks:
             task.add_done_callback(_end_with)
 

@@ -23,6 +23,16 @@ AGENT_METRICS: Final[dict[str, str]] = {
     "perseus_pipeline_iteration_begin_timestamp_seconds": (
         "Wall-clock time at which the pipeline's current iteration began (labels PIPELINE_LABELS)."
     ),
+    "perseus_instruction_seconds": (
+        "Summary (_sum, _count): what the rank's instructions took. Labels RANK_LABELS and instruction."
+    ),
+    "perseus_instruction_compared_seconds_total": (
+        "What those instructions took whose expected time is known. Labels RANK_LABELS and instruction."
+    ),
+    "perseus_instruction_expected_seconds_total": (
+        "What the same instructions should have taken by the profile, at the clock that was asked for (the highest "
+        "when unlocked): compared over expected is the slowdown of this very stage. Labels RANK_LABELS and instruction."
+    ),
     "perseus_iteration_seconds": "Duration of the rank's last whole iteration, synchronisation included.",
     "perseus_iterations_total": "Iterations that the rank has finished.",
     "perseus_gpu_energy_joules_total": "Energy of the GPU over finished iterations, from NVML's counter.",

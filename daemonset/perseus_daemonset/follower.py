@@ -8,8 +8,9 @@ iteration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from perseus_api.durations import work
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 from perseus_api.plan import Plan
@@ -17,7 +18,7 @@ from perseus_api.plan import Plan
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's part of a plan: instructions by letter, and their clocks in MHz (0: none)."""
+    """One rank's part of a plan: instructions by letter, their clocks in MHz (0: none), and what they take."""
 
     generation: int
     first_iteration: int
@@ -26,6 +27,7 @@ class RankPlan:
     blocking_watts: float
     predicted_seconds: float
     predicted_joules: float
+    seconds: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, pipeline: int, stage: int) -> RankPlan:
@@ -42,7 +44,22 @@ class RankPlan:
             blocking_watts=plan.baseline.blocking_power_of(stage),
             predicted_seconds=plan.baseline.iteration_seconds,
             predicted_joules=plan.baseline.stage_joules[stage],
+            seconds=plan.seconds_of(stage),
         )
+
+    def expected_seconds(self, boundary: Boundary, megahertz: int | None) -> float | None:
+        """Return what an instruction takes by the profile at a clock, None if that is not known.
+
+        An unlocked GPU runs at its highest clock; what has no clock stands at 0.
+        """
+        if boundary.instruction is None:
+            return None
+        times = self.seconds.get(work(boundary.instruction.code, boundary.chunk))
+        if not times:
+            return None
+        if not boundary.instruction.has_clock:
+            return times.get(0)
+        return times.get(max(times) if megahertz is None else megahertz)
 
 
 class Follower:

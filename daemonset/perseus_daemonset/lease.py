@@ -123,6 +123,7 @@ class Lease:
         if len(packet) != BOUNDARY_BYTES:
             raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         boundary = Boundary.unpack(packet)
+        self.account.instructions.take(boundary, self.controller.requested_megahertz, self.follower.reference)
         wish = self.follower.follow(boundary)
         if boundary.kind is BoundaryKind.ITERATION_BEGIN:
             return wish, boundary

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from perseus_api.metrics import AGENT_METRICS, PIPELINE_LABELS, RANK_LABELS
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.instructions import InstructionBooks
 
 if TYPE_CHECKING:
     from perseus_daemonset.lease import Lease, RankKey
@@ -85,6 +86,7 @@ def _collect_rank(families: dict[str, Metric], key: RankKey, lease: Lease) -> No
     counter("perseus_gpu_energy_joules_total", account.energy_joules)
     for source, joules in sorted(account.baseline_joules.items()):
         _counter(families, "perseus_gpu_baseline_joules_total", (*RANK_LABELS, "source"), (*rank, source), joules)
+    _collect_instructions(families, rank, account.instructions)
     gauge("perseus_iteration_seconds", account.iteration_seconds)
     gauge("perseus_gpu_baseline_iteration_joules", account.unlocked_iteration_joules)
     gauge("perseus_gpu_baseline_iteration_seconds", account.unlocked_iteration_seconds)
@@ -104,6 +106,20 @@ def _collect_rank(families: dict[str, Metric], key: RankKey, lease: Lease) -> No
     gauge("perseus_gpu_temperature_celsius", reading.temperature_celsius)
     for reason in reading.event_reasons:
         _gauge(families, "perseus_gpu_clock_event_active", (*RANK_LABELS, "reason"), (*rank, reason), 1)
+
+
+def _collect_instructions(families: dict[str, Metric], rank: tuple[str, ...], books: InstructionBooks) -> None:
+    labels = (*RANK_LABELS, "instruction")
+    for instruction, times in sorted(books.times.items()):
+        values = (*rank, instruction.value)
+        name = "perseus_instruction_seconds"
+        family = families.get(name)
+        if not isinstance(family, SummaryMetricFamily):
+            family = families[name] = SummaryMetricFamily(name, AGENT_METRICS[name], labels=labels)
+        family.add_metric(values, times.count, times.seconds)
+        if times.expected_seconds:
+            _counter(families, "perseus_instruction_compared_seconds_total", labels, values, times.compared_seconds)
+            _counter(families, "perseus_instruction_expected_seconds_total", labels, values, times.expected_seconds)
 
 
 def _gauge(

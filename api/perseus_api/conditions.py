@@ -42,6 +42,9 @@ class Reason(StrEnum):
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"
     TEMPLATE_REFUSED = "TemplateRefused"
+    WORKLOAD_KIND_MISSING = "WorkloadKindMissing"  # spec.workloadRef: the cluster does not serve the kind
+    WORKLOAD_MISSING = "WorkloadMissing"
+    PODS_UNLABELLED = "PodsUnlabelled"
     TRAINING_FINISHED = "TrainingFinished"
     TRAINING_FAILED = "TrainingFailed"
     # PlanApplied

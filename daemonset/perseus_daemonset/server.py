@@ -197,13 +197,16 @@ class Server:
 
 
 def _check_rank(pod: Pod, hello: Hello, gpus: int) -> None:
-    """A pod's ranks are those of its completion index: one for each of its GPUs."""
-    if pod.rank is None or pod.stages is None:
+    """A pod's ranks are those of its index: one for each of its GPUs, in the order that its variables name."""
+    if pod.index is None or pod.shape is None:
         return
-    degree = pod.tensor_parallel or 1
-    claimed = (hello.pipeline * pod.stages + hello.stage) * degree + hello.tensor_rank
-    if hello.stage >= pod.stages or hello.tensor_rank >= degree or claimed // gpus != pod.rank:
-        whose = f"rank {pod.rank}" if gpus == 1 else f"ranks {pod.rank * gpus} to {(pod.rank + 1) * gpus - 1}"
+    first = pod.index * gpus
+    whose = f"rank {first}" if gpus == 1 else f"ranks {first} to {first + gpus - 1}"
+    try:
+        claimed = pod.shape.rank(hello.pipeline, hello.stage, hello.tensor_rank)
+    except ValueError as error:
+        raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is {whose}: {error}") from None
+    if claimed // gpus != pod.index:
         raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is {whose}, not {claimed}")
 
 

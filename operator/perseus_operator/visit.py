@@ -44,6 +44,7 @@ class Visit:
         findings: of the stragglers, the slowest first.
         profile: once loaded.
         settled: whether nothing is on its way that no event would tell of.
+        is_watched: whether an event tells of every change of what it saw.
     """
 
     key: JobKey
@@ -54,3 +55,4 @@ class Visit:
     findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
     settled: bool = True
+    is_watched: bool = True

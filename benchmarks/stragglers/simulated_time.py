@@ -1,9 +1,9 @@
 """A training job in simulated time under the operator's own decisions: hours in seconds.
 
 Pipelines run under the plan in force, wait for each other at the end of an iteration, and are seen only through
-scrapes; every half second the operator's pure code decides (voices, evidence, dwell, look-up, first iteration), as its monitor
-and its plan step do. What is not here is Prometheus, the API server and the agents: their part is time, and measured
-elsewhere.
+scrapes; every half second the operator's pure code decides (voices, evidence, dwell, look-up, first iteration), as its
+monitor and its plan step do. What is not here is Prometheus, the API server and the agents: their part is time, and
+measured elsewhere.
 """
 
 from __future__ import annotations

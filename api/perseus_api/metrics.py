@@ -103,6 +103,14 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "cause, pod, node, gpu (the last three empty where no GPU is at fault)."
     ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
+    "perseus_operator_visit_errors_total": (
+        "Visits that failed and are repeated. Label reason: http_STATUS or the error's class."
+    ),
+    "perseus_operator_api_request_seconds": "Histogram: duration of requests to the Kubernetes API. Label verb.",
+    "perseus_operator_api_refusals_total": "Answers of the Kubernetes API with 400 or more, 404 aside. Label code.",
+    "perseus_operator_queue_depth": "Visits that are due and wait for a worker.",
+    "perseus_operator_queue_overdue_seconds": "For how long the longest waiting visit has been due.",
+    "perseus_operator_missed_jobs": "Jobs of which the watch has told nothing while the list shows them.",
     "perseus_operator_straggler_round_seconds": "Histogram: duration of a straggler round, with Prometheus's answers.",
     "perseus_operator_plan_confirmation_seconds": (
         "Histogram: from the scrape that showed a pipeline's change to the scrape that showed a rank's agent holding "

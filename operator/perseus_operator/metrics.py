@@ -44,6 +44,17 @@ CONFIRMATION_SECONDS = Histogram(
 SOURCE_ERRORS = _counter("perseus_operator_source_errors_total", "source")
 REPLANS = _counter("perseus_operator_replans_total", "reason")
 STRAGGLER_ROUNDS = _counter("perseus_operator_straggler_rounds_total", "outcome")
+VISIT_ERRORS = _counter("perseus_operator_visit_errors_total", "reason")
+API_REQUEST_SECONDS = Histogram(
+    "perseus_operator_api_request_seconds",
+    OPERATOR_METRICS["perseus_operator_api_request_seconds"],
+    ("verb",),
+    registry=METRICS,
+)
+API_REFUSALS = _counter("perseus_operator_api_refusals_total", "code")
+QUEUE_DEPTH = _gauge("perseus_operator_queue_depth")
+QUEUE_OVERDUE_SECONDS = _gauge("perseus_operator_queue_overdue_seconds")
+MISSED_JOBS = _gauge("perseus_operator_missed_jobs")
 BUILD_INFO = _gauge("perseus_operator_build_info", "version")
 
 

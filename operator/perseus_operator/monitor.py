@@ -28,6 +28,7 @@ from perseus_operator.transport import Connection
 
 ROUND_SECONDS = 0.5
 ENERGY_SECONDS = 30.0
+FIRST_LOOK_SECONDS = 8.0
 CAUSE_SECONDS = 2.0
 HISTORY_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
@@ -85,6 +86,7 @@ class Monitor:
         self.sources = Sources(lambda: {key: job.spec for key, job in self._jobs.items()})
         self._ask = ask_for_visit
         self._jobs: dict[JobKey, WatchedJob] = {}
+        self._reports: dict[JobKey, JobReport] = {}
         self._history: dict[JobKey, dict[int, list[float]]] | None = None
         self._history_asked = float("-inf")
         self._problems: dict[JobKey, object] = {}
@@ -97,7 +99,11 @@ class Monitor:
         """Watch a job whose plan was there before this operator."""
         now = time.monotonic()
         watch = JobWatch.resume(plan, spec.straggler, now)
-        job = self._jobs[key] = WatchedJob(plan, spec, watch, watch.stragglers, silent_since=now, missed=True)
+        report = self._reports.get(key)
+        silent = now if report is None else None
+        job = self._jobs[key] = WatchedJob(
+            plan, spec, watch, watch.stragglers, report=report or JobReport(), silent_since=silent, missed=True
+        )
         return job
 
     def planned(
@@ -128,6 +134,13 @@ class Monitor:
         self.energies.pop(key, None)
         self.sources.forget(key)
         self._problems.pop(key, None)
+
+    async def look_first(self, connection: Connection) -> None:
+        """Ask once before the first visit: an operator that starts anew then tells nothing that was told already."""
+        try:
+            await asyncio.wait_for(self._round(Prometheus(connection), with_energy=True), FIRST_LOOK_SECONDS)
+        except TimeoutError:
+            logger.warning("Prometheus takes more than %.0f s; the first visits do without it", FIRST_LOOK_SECONDS)
 
     async def run(self, connection: Connection) -> None:
         """Make rounds until cancelled."""
@@ -163,6 +176,7 @@ class Monitor:
             metrics.STRAGGLER_ROUNDS.labels(outcome="failed").inc()
         else:
             self.answered, self.failure = True, ""
+            self._reports = reports
             self.has_rules = prometheus.has_rules
             metrics.STRAGGLER_ROUNDS.labels(outcome="answered" if reports else "no_data").inc()
         if self.answered != answered_before:

@@ -186,7 +186,7 @@ def test_the_agent_reads_and_writes_nothing(rendered: list[Document]) -> None:
         if each["kind"] in ("Role", "ClusterRole") and each["metadata"]["name"] == "perseus-agent":
             assert {verb for rule in each["rules"] for verb in rule["verbs"]} <= {"get", "list", "watch"}
             resources = {resource for rule in each["rules"] for resource in rule["resources"]}
-            assert resources == ({"configmaps"} if each["kind"] == "Role" else {"pods"})
+            assert resources == ({"configmaps"} if each["kind"] == "Role" else {"pods", "resourceslices"})
 
 
 def test_no_right_is_a_wildcard(rendered: list[Document]) -> None:

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from harness import scenario
+from harness.controlplane import free_port, running
+from harness.operator import OperatorProcess
+from harness.scenario import Stage
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bare import BareCluster, OperatorProcess, bare_cluster, free_port
+from bare import BareCluster
 from real_prometheus import PrometheusServer
 from training import MetricsPage
 
@@ -18,23 +23,24 @@ from training import MetricsPage
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     """etcd and an API server of their own on loopback, with the CRD and the operator's namespace."""
-    with bare_cluster(tmp_path_factory.mktemp("bare")) as cluster:
-        yield cluster
+    with running(tmp_path_factory.mktemp("bare")) as plane:
+        yield BareCluster(plane)
 
 
 @pytest.fixture
-def operator_process(bare: BareCluster) -> Iterator[OperatorProcess]:
-    """The operator as a process of its own, against the bare control plane; not started yet."""
-    process = OperatorProcess(bare, free_port())
+def operator(bare: BareCluster) -> Iterator[OperatorProcess]:
+    """The operator as a process of its own, against the bare control plane."""
+    process = OperatorProcess(bare.plane.kubeconfig, bare.folder / "operator.log", free_port())
+    process.start()
     yield process
     process.kill()
 
 
-@pytest.fixture
-def operator(operator_process: OperatorProcess) -> OperatorProcess:
-    """The operator, started."""
-    operator_process.start()
-    return operator_process
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A control plane with the garbage collector, a proxy before it, Prometheus, and an operator behind the proxy."""
+    with scenario.stage(tmp_path_factory.mktemp("stage")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -54,9 +60,11 @@ def prometheus(page: MetricsPage, tmp_path: Path) -> Iterator[PrometheusServer]:
 
 
 @pytest.fixture
-def watching(bare: BareCluster, prometheus: PrometheusServer, operator_process: OperatorProcess) -> OperatorProcess:
+def watching(bare: BareCluster, prometheus: PrometheusServer) -> Iterator[OperatorProcess]:
     """The operator, asking that Prometheus."""
     prometheus.start()
-    operator_process.environment["PERSEUS_PROMETHEUS_URL"] = prometheus.url
-    operator_process.start()
-    return operator_process
+    log = bare.folder / "operator.log"
+    process = OperatorProcess(bare.plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
+    process.start()
+    yield process
+    process.kill()

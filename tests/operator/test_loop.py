@@ -83,14 +83,13 @@ def test_a_straggler_is_answered_its_cause_named_and_its_recovery_answered(
     assert 270 <= straggler["slowdownPermille"] <= 330
     events = json.loads(bare.kubectl("get", "events", "-n", home, "-o", "json"))["items"]
     assert any(each["reason"] == "Heat" and "GPU-11" in each["message"] for each in events)
-    assert re.search(
-        r'perseus_job_straggler_cause_ratio\{cause="Heat",gpu="GPU-11",.*pod="train-3"', watching.metrics()
-    )
-    assert re.search(r"perseus_operator_plan_confirmation_seconds_count [4-9]", watching.metrics()), "one for each rank"
+    page = watching.page("metrics")[1]
+    assert re.search(r'perseus_job_straggler_cause_ratio\{cause="Heat",gpu="GPU-11",.*pod="train-3"', page)
+    assert re.search(r"perseus_operator_plan_confirmation_seconds_count [4-9]", page), "one for each rank"
     training.slowdowns, training.reasons = {}, {}
     eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 15)
     eventually("it is told", lambda: reason(bare, home, "train", "Straggling") == "NoStraggler", 15)
-    assert "cause_ratio{" not in watching.metrics()
+    assert "cause_ratio{" not in watching.page("metrics")[1]
 
 
 def test_long_gaps_between_normal_instructions_are_the_networks_or_the_inputs(

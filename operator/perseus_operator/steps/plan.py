@@ -17,7 +17,7 @@ from perseus_api.plan import JobReference, Plan
 
 from perseus_operator import metrics
 from perseus_operator.causes import Cause, Finding
-from perseus_operator.children import Builder, Document
+from perseus_operator.children import Builder, Document, contains
 from perseus_operator.client import CONFIG_MAP, POD, Api
 from perseus_operator.measurements import NOTICE_SECONDS, first_iteration
 from perseus_operator.monitor import JobKey, Monitor, WatchedJob, observed_ratio
@@ -84,6 +84,11 @@ class PlanStep:
         wanted = make_plan(reference, spec, frontier, stragglers, generation + 1, 0)
         if before is not None and same_clocks(before, wanted) and not restarted:
             plan = before
+            labels = builder.plan_config_map("")["metadata"]["labels"]
+            if not contains((config_map or {})["metadata"].get("labels") or {}, labels):
+                # By these agents find it. The plan is the same one, so its generation stays.
+                encoded = base64.b64encode(plan.encode()).decode()
+                await self._api.apply(builder.plan_config_map(encoded))
             self._monitor.settled(visit.key, spec, stragglers)
         else:
             if before is None:

@@ -60,7 +60,7 @@ def test_a_workload_is_followed_from_its_absence_to_its_end(
 ) -> None:
     if kind.module:
         bare.kubectl("apply", "--server-side", "-f", str(kind.crd_file()))
-        bare.kubectl("wait", "--for=condition=Established", f"crd/{kind.plural}.{kind.api_version.split('/')[0]}")
+        eventually("the kind is served", lambda: bare.serves(kind.api_version, kind.plural))
     try:
         follow(bare, home, kind)
     finally:

@@ -16,8 +16,9 @@ from perseus_operator.workloads import State, ready_gpus, state_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, OperatorProcess, eventually, perseus_job, profile_config_map
-from kinds import KINDS, PYTORCH_JOB, ForeignKind
+from kinds import JOB_SET, KINDS, PYTORCH_JOB, ForeignKind
 
+ROOT = Path(__file__).resolve().parents[2]
 # The PerseusJob of these tests has 2 stages x 2 pipelines x 2 tensor-parallel ranks: one pod of 8 GPUs.
 SHAPE = {"stages": 2, "pipelines": 2, "tensorParallel": 2, "microbatches": 4}
 
@@ -90,6 +91,18 @@ def follow(bare: BareCluster, home: str, kind: ForeignKind) -> None:
     bare.kubectl("patch", kind.plural, "big", "-n", home, "--type=merge", "-p", json.dumps({"spec": kind.suspended}))
     eventually("the plan is withdrawn", lambda: bare.plan(home, "train") is None)
     wait_for(bare, home, "Suspended")
+
+
+@pytest.mark.cluster
+def test_the_example_is_taken_by_the_real_kinds(bare: BareCluster, home: str) -> None:
+    bare.kubectl("apply", "--server-side", "-f", str(JOB_SET.crd_file()))
+    try:
+        eventually("the kind is served", lambda: bare.serves(JOB_SET.api_version, JOB_SET.plural))
+        done = bare.kubectl("apply", "-k", str(ROOT / "examples" / "jobset"), "-n", home, "--dry-run=server")
+        assert "jobset.jobset.x-k8s.io/gpt created" in done
+        assert "perseusjob.perseus.energy/gpt created" in done
+    finally:
+        bare.kubectl("delete", "-f", str(JOB_SET.crd_file()), "--timeout=60s")
 
 
 @pytest.mark.cluster

@@ -2,9 +2,8 @@
 
 Project time-cost trade-off with convex piecewise linear costs (Kelley 1961; Fulkerson 1961; Phillips and Dessouky
 1977): its dual is a flow from the first event to the last, in which an activity carries the flow at the length of its
-hull's corner. Potentials are event times; flow is the price of a second. Each step finds the longest residual path by
-Dijkstra's algorithm on slacks, lowers T until it is tight, and augments along it. All comparisons are between
-integers: no step is lost to rounding.
+hull's corner. Potentials are event times; flow is the price of a second. `descent` lowers T until a residual path is
+tight, augments along it, and so on. All comparisons are between integers: no step is lost to rounding.
 
 Compiled by numba (cached on disk); nothing here knows of stages or clocks.
 """

@@ -202,7 +202,6 @@ def _crossing(
     potentials: Integers, tree: Bytes, changed: Indices, is_changed: Flags, counters: Integers,
 ) -> None:  # fmt: skip  # pragma: no cover
     """Put the arcs into the heap that cross the cut since events changed sides."""
-    moved = counters[_MOVED]
     size = counters[_SIZE]
     for index in range(counters[_CHANGED]):
         node = changed[index]
@@ -335,17 +334,17 @@ def descend(
             contact = found
         # The path through both trees, the source's side first, and its bottleneck.
         count = 0
-        step = np.int64(contact)
+        step = contact
         while step >= 0:
             path[count] = step
             count += 1
-            step = np.int64(parent[ends[step ^ 1]])
+            step = int(parent[ends[step ^ 1]])
         turn = count
-        step = np.int64(parent[ends[contact]])
+        step = int(parent[ends[contact]])
         while step >= 0:
             path[count] = step
             count += 1
-            step = np.int64(parent[ends[step]])
+            step = int(parent[ends[step]])
         room = UNBOUNDED
         for index in range(count):
             arc = path[index] >> 1
@@ -360,7 +359,7 @@ def descend(
         augmentations += 1
         lost = 0
         for index in range(count):
-            step = np.int64(path[index])
+            step = int(path[index])
             arc = step >> 1
             before = weights[step]
             flow[arc] += -room if step & 1 else room

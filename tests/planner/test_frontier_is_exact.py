@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from perseus_api.profile import Profile
 from perseus_api.schedules import Schedule
-from perseus_planner.costs import MICROWATTS, NANOSECONDS, CostTable, cost_table
+from perseus_planner.costs import NANOWATTS, PICOSECONDS, CostTable, cost_table
 from perseus_planner.dag import Dag, build_dag
 from perseus_planner.pipeline import Pipeline
 from perseus_planner.sweep import Sweep, longest_path, sweep
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import GENERATED, profile_for, random_profile, shaped
 
 
-def relaxation(dag: Dag, costs: CostTable, limit_nanoseconds: int) -> float:
+def relaxation(dag: Dag, costs: CostTable, limit_picoseconds: int) -> float:
     """Least cost by HiGHS: minimise the hulls' epigraphs subject to precedences and the limit."""
     count = dag.nodes  # variables: ends (count), durations (count), costs (count)
     rows, columns, values, bounds = [], [], [], []
@@ -36,21 +36,21 @@ def relaxation(dag: Dag, costs: CostTable, limit_nanoseconds: int) -> float:
         constraint([(count + node, 1.0), (node, -1.0)], 0.0)
         for each in dag.before[dag.before_start[node] : dag.before_start[node + 1]]:
             constraint([(int(each), 1.0), (count + node, 1.0), (node, -1.0)], 0.0)
-        constraint([(node, 1.0)], limit_nanoseconds / NANOSECONDS)
+        constraint([(node, 1.0)], limit_picoseconds / PICOSECONDS)
         hull = costs.hulls[dag.kind[node]]
-        # Slopes as the sweep has them: whole microwatts.
+        # Slopes as the sweep has them: whole nanowatts.
         slope = 0
         corner = hull.corner_joules[0]
         for index in range(len(hull.lengths) - 1):
             slope += hull.capacities[index]
-            longer, shorter = hull.lengths[index] / NANOSECONDS, hull.lengths[index + 1] / NANOSECONDS
-            watts = slope / MICROWATTS
+            longer, shorter = hull.lengths[index] / PICOSECONDS, hull.lengths[index + 1] / PICOSECONDS
+            watts = slope / NANOWATTS
             constraint([(count + node, -watts), (2 * count + node, -1.0)], -(corner + watts * longer))
             corner += watts * (longer - shorter)
         constraint([(2 * count + node, -1.0)], -hull.corner_joules[0])
     hulls = [costs.hulls[kind] for kind in dag.kind]
     limits = [(0, None)] * count
-    limits += [(hull.lengths[-1] / NANOSECONDS, hull.lengths[0] / NANOSECONDS) for hull in hulls]
+    limits += [(hull.lengths[-1] / PICOSECONDS, hull.lengths[0] / PICOSECONDS) for hull in hulls]
     limits += [(None, None)] * count
     objective = np.concatenate([np.zeros(2 * count), np.ones(count)])
     matrix = csr_matrix((values, (rows, columns)), shape=(len(bounds), 3 * count))
@@ -73,13 +73,13 @@ def swept(profile: Profile, pipeline: Pipeline, points: int) -> tuple[Dag, CostT
 def test_every_point_is_the_linear_programs_optimum(seed: int, schedule: Schedule) -> None:
     pipeline = shaped(2 + seed % 4, 2 + seed % 5, schedule)
     dag, costs, found = swept(profile_for(pipeline, seed, clocks=3 + seed % 7), pipeline, points=6)
-    for target in found.target_nanoseconds:
+    for target in found.target_picoseconds:
         assert found.cost_at(int(target)) == pytest.approx(relaxation(dag, costs, int(target)), rel=1e-6, abs=1e-6)
 
 
 def test_gpt3_on_a100_is_the_linear_programs_optimum(a100: Profile) -> None:
     dag, costs, found = swept(a100, Pipeline(8, 12), points=5)
-    for target in found.target_nanoseconds:
+    for target in found.target_picoseconds:
         assert found.cost_at(int(target)) == pytest.approx(relaxation(dag, costs, int(target)), rel=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_the_recorded_events_prove_the_cost(seed: int) -> None:
     """A certificate from below and above: the events are feasible, and their durations cost what the frontier says."""
     profile = random_profile(seed, stages=3, clocks=6)
     dag, costs, found = swept(profile, Pipeline(3, 4), points=9)
-    for target, events in zip(found.target_nanoseconds, found.events, strict=True):
+    for target, events in zip(found.target_picoseconds, found.events, strict=True):
         begins, ends = events[0::2], events[1::2]
         assert ends.max() <= target
         for node in range(dag.nodes):
@@ -106,7 +106,7 @@ def test_the_recorded_events_prove_the_cost(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_frontier_falls_and_is_convex(seed: int) -> None:
     _, _, found = swept(random_profile(seed, stages=4, clocks=8), Pipeline(4, 6), points=3)
-    times, costs = found.nanoseconds[::-1].astype(float), found.cost_joules[::-1]
+    times, costs = found.picoseconds[::-1].astype(float), found.cost_joules[::-1]
     slopes = np.diff(costs) / np.diff(times)
     assert (slopes < 0).all()
     assert (np.diff(slopes) >= -1e-18 - 1e-9 * np.abs(slopes[1:])).all()

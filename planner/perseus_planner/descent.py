@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int32]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
+from perseus_planner.loops import njit
 from perseus_planner.search import improve
 from perseus_planner.sweep import finish_times
 

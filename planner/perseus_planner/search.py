@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]

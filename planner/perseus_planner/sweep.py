@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from perseus_planner.costs import NANOWATTS, PICOSECONDS, CostTable
 from perseus_planner.dag import Dag
 from perseus_planner.descent import descend
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]

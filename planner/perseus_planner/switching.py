@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]

@@ -10,6 +10,7 @@ import click
 from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs
 from perseus_planner.command.plan import choose
 from perseus_planner.errors import PlanningError
+from perseus_planner.pipeline import PipelineError
 from perseus_planner.planning import exact_frontier, frontier, plan
 from perseus_planner.plots import frontier_picture, timeline_picture
 from perseus_planner.timeline import clock_range, curve, timeline
@@ -56,7 +57,7 @@ def show_command(
             points = [(each.iteration_seconds, ranks * each.iteration_joules) for each in realised]
             files = frontier_picture(output / "frontier", seconds.tolist(), joules.tolist(), points, fastest, mine)
             files += timeline_picture(output / "timeline", found.fastest_steps, found.steps)
-    except PlanningError as error:
+    except (PlanningError, PipelineError) as error:
         raise BadInput(str(error)) from None
     except OSError as error:
         raise BadInput(f"{output} cannot be written: {error.strerror}") from None

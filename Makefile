@@ -54,13 +54,22 @@ lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/lint-imports
 
 .PHONY: bench
-bench: venv ## Benchmarks; figures go to build/bench
+bench: venv ## Benchmarks, beside the public solver; figures go to build/bench
 	@mkdir -p build/bench
+	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(PYTHON_BIN) -m benchmarks
 
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings
+
+FUZZ_SECONDS := 120
+
+.PHONY: fuzz
+fuzz: venv ## Fuzz the loaders of files with atheris for FUZZ_SECONDS each
+	@$(PYTHON_BIN) -c 'import atheris' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@for target in profile header orders frontier; do \
+	  $(PYTHON_BIN) -m tests.planner.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 || exit 1; done
 
 .PHONY: crds
 crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it

@@ -14,7 +14,7 @@ from perseus_api import names
 
 from perseus_daemonset.agent import AgentSettings, run_agent
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.journal import Journal
+from perseus_daemonset.journal import Journal, holder_if_free
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.release import release_journalled
 from perseus_daemonset.watchdog import watch
@@ -43,14 +43,21 @@ def main() -> int:
         if command == "run":
             run_agent(_settings(journal), stopped)
         elif command == "watchdog":
-            _end_with_the_container()
-            watch(journal, stopped)
+            watch(journal)
         else:
-            return 1 if release_journalled(Journal(journal), Nvml()) else 0
+            return _release(journal)
     except (HardwareError, ValueError, OSError) as error:
         print(f"perseus-agent {command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _release(folder: Path) -> int:
+    journal = Journal(folder)
+    with holder_if_free(folder) as free:
+        if not free:
+            raise ValueError("an agent runs and gives the clocks back itself: stop it first, or delete its pod")
+        return 1 if release_journalled(journal, Nvml()) else 0
 
 
 def _settings(journal: Path) -> AgentSettings:
@@ -70,12 +77,6 @@ def _variable(name: str) -> str:
     if not value:
         raise ValueError(f"{name} is not set: the chart sets it")
     return value
-
-
-def _end_with_the_container() -> None:
-    """The watchdog waits in the kernel for a file lock: a signal must end it there, and it owes nobody anything."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
 
 
 if __name__ == "__main__":

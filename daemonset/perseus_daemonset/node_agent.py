@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from perseus_daemonset.baselines import Baselines
+from perseus_daemonset.debts import pay_first
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
@@ -25,6 +27,7 @@ from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
 END_SECONDS = 2.0
+LAST_SECONDS = 1.0
 
 
 class NodeAgent:
@@ -36,13 +39,14 @@ class NodeAgent:
         registry: of leases.
     """
 
-    def __init__(self, gpus: Gpus, journal: Journal, changes_per_second: float) -> None:
+    def __init__(self, gpus: Gpus, folder: Path, changes_per_second: float) -> None:
         """Give back what the journal names, before anything else."""
         self._gpus = gpus
-        self._journal = journal
-        release_journalled(journal, gpus)
+        self._journal = journal = Journal(folder)
+        self._debts = pay_first(journal, gpus)
+        self._baselines = Baselines(folder / "baselines")
         self.plans, self.pods = PlanStore(), PodTable()
-        self.registry = Registry(gpus, journal, self.plans, changes_per_second)
+        self.registry = Registry(gpus, journal, self.plans, self._debts, self._baselines, changes_per_second)
         self.pods.on_gone = self.registry.pod_gone
         METRICS.register(AgentCollector(self.registry, self.plans))
         self._server: Server | None = None
@@ -62,6 +66,7 @@ class NodeAgent:
             resource_slices: reads this node's ResourceSlices.
             identify_peer: says who is at the other end of a connection.
         """
+        self._baselines.sweep(self.pods.uids())
         ownership = Ownership(claims, self._gpus, Slices(resource_slices), self.pods)
         self._server = Server(path, self.registry, self.pods, ownership, identify_peer)
         self._server.start()
@@ -79,5 +84,6 @@ class NodeAgent:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""
         if self._server is not None:
             self._server.close()
+        self._debts.stop()
         self.registry.end_all(END_SECONDS)
-        release_journalled(self._journal, self._gpus)
+        release_journalled(self._journal, self._gpus, LAST_SECONDS)

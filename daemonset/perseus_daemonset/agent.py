@@ -65,6 +65,8 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
+        if cluster.ready:
+            agent.pods_listed()
         agent.serve(settings.socket, PodResources(settings.pod_resources).claims, cluster.resource_slices, identify)
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:

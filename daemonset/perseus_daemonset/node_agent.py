@@ -66,10 +66,13 @@ class NodeAgent:
             resource_slices: reads this node's ResourceSlices.
             identify_peer: says who is at the other end of a connection.
         """
-        self._baselines.sweep(self.pods.uids())
         ownership = Ownership(claims, self._gpus, Slices(resource_slices), self.pods)
         self._server = Server(path, self.registry, self.pods, ownership, identify_peer)
         self._server.start()
+
+    def pods_listed(self) -> None:
+        """All pods of the node are known: what is kept of others is of no use any more."""
+        self._baselines.sweep(self.pods.uids())
 
     def healthy(self) -> str:
         """Return what a restart would cure, empty if nothing."""

@@ -59,6 +59,11 @@ savings: venv ## Write docs/savings.md, the table of savings (needs the project'
 	@$(PYTHON_BIN) -m benchmarks.savings
 
 .PHONY: crds
-crds: ## Copy the CRD into the chart
+crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
+	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: docs
+docs: venv ## Build the documentation into build/site, every link checked
+	@.venv/bin/mkdocs build --strict --quiet

@@ -53,7 +53,6 @@ class Reason(StrEnum):
     NO_STRAGGLER = "NoStraggler"
     NO_MEASUREMENTS = "NoMeasurements"
     STRAGGLERS_IGNORED = "StragglersIgnored"  # spec.straggler.enabled is false
-    # Ready, and any condition that waits for an earlier one
+    # Ready (else the reason of the first condition that is not well), and any condition that waits for an earlier one
     RUNNING = "Running"
     WAITING = "Waiting"
-    NOT_READY = "NotReady"

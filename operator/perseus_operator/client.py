@@ -47,6 +47,7 @@ JOB = Kind("batch/v1", "Job", "jobs")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
 KINDS = {
     kind.name: kind
     for kind in (PERSEUS_JOB, CONFIG_MAP, SERVICE, SERVICE_ACCOUNT, POD, JOB, ROLE, ROLE_BINDING, DEPLOYMENT)
@@ -170,14 +171,15 @@ class Api:
             if refusal.status not in (404, 409):
                 raise
 
-    async def create(self, kind: Kind, document: Document) -> Document:
-        """Create an object.
+    async def create(self, kind: Kind, document: Document, dry_run: bool = False) -> Document:
+        """Create an object, or ask whether it could be.
 
         Raises:
             ApiRefusal: the server refused.
         """
         API_WRITES.labels(kind=kind.name, verb="create").inc()
-        return await self._request("POST", kind.path(document["metadata"]["namespace"]), body=document)
+        query = [("dryRun", "All")] if dry_run else []
+        return await self._request("POST", kind.path(document["metadata"]["namespace"]), query=query, body=document)
 
     async def _request(
         self,

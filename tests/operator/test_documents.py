@@ -117,8 +117,19 @@ def test_all_conditions_are_there_from_the_first_visit() -> None:
     found = {each["type"]: each for each in story.documents([], 1, "2026-01-01T00:00:00Z")}
     assert list(found) == [each.value for each in Condition]
     assert found["Ready"]["status"] == "False"
+    assert found["Ready"]["reason"] == "ProfileMissing", "kubectl get says where the job stands"
     assert "there is no ConfigMap x" in found["Ready"]["message"]
     assert found["PlanApplied"]["status"] == "Unknown"
+
+
+def test_a_finished_training_says_so_whatever_else_waits() -> None:
+    story = Story()
+    story.say(Condition.ACCEPTED, True, Reason.VALID, "")
+    story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, "")
+    story.say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, "all 4 ranks finished")
+    story.finish()
+    ready = story.told[Condition.READY]
+    assert ready == ("False", Reason.TRAINING_FINISHED, "all 4 ranks finished")
 
 
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=8))

@@ -63,9 +63,7 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int]:
     agent = Agent(folder, node, [gpu.uuid for gpu in ours], _plan(), CHANGES_PER_SECOND)
     zeusd = Zeusd(folder, node, [gpu.index for gpu in theirs])
     last = max(os.sched_getaffinity(0))
-    busy = subprocess.Popen(
-        [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{last}}})\nwhile True: pass"]
-    )
+    busy = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{last}}})\nwhile True: pass"])
     try:
         ranks = [_Rank(agent.socket, stage, gpu.uuid) for stage, gpu in enumerate(ours)]
         eventually(lambda: all(rank.session.connected for rank in ranks), "every rank is served", 30)

@@ -1,8 +1,8 @@
 """The agent's edge for benchmarks: the whole agent as it runs in its pod, before a small API server and a kubelet.
 
-The API server of this file speaks just enough HTTP for the agent's real client (list and watch); the kubelet answers over
-real gRPC. Only the control groups of this machine's processes are written by us, since no container runtime put them
-into pods.
+The API server of this file speaks just enough HTTP for the agent's real client (list and watch); the kubelet answers
+over real gRPC. Only the control groups of this machine's processes are written by us, since no container runtime put
+them into pods.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from perseus_api import names
 from perseus_api.plan import Plan
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
+
 from tests.agent.agent_process import Kubelet, eventually, uid
 
 NAMESPACE, JOB, OPERATOR_NAMESPACE, PORT = "research", "gpt", "perseus-system", 19410
@@ -104,7 +105,12 @@ class Api:
         path = folder / "kubeconfig"
         cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{self._server.server_address[1]}"}}
         context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-        document = {"clusters": [cluster], "contexts": [context], "users": [{"name": "u", "user": {}}], "current-context": "c"}
+        document = {
+            "clusters": [cluster],
+            "contexts": [context],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **document}))
         return path
 
@@ -117,7 +123,9 @@ class Api:
 class Agent:
     """The agent's process, serving this process as the pod that owns the given GPUs."""
 
-    def __init__(self, folder: Path, node: SimulatedNode, gpus: list[str], plan: Plan, changes_per_second: float) -> None:
+    def __init__(
+        self, folder: Path, node: SimulatedNode, gpus: list[str], plan: Plan, changes_per_second: float
+    ) -> None:
         """Start it, and wait until it serves."""
         self.socket = folder / "agent.sock"
         self._api = Api(plan)
@@ -126,10 +134,13 @@ class Agent:
         groups = folder / "proc" / str(os.getpid())
         groups.mkdir(parents=True)
         (groups / "cgroup").write_text(f"0::/kubepods.slice/kubepods-pod{uid(0).replace('-', '_')}.slice/x.scope\n")
-        code = "import sys; from pathlib import Path; from benchmarks.agent_edge import run_agent_of as run; "
+        code = (
+            "import sys; from pathlib import Path; from benchmarks.agent_edge import run_agent_of\n"
+            "run_agent_of(Path(sys.argv[1]), float(sys.argv[2]))"
+        )
         self._log = (folder / "agent.log").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code + "run(Path(sys.argv[1]), float(sys.argv[2]))", str(folder), str(changes_per_second)],
+            [sys.executable, "-c", code, str(folder), str(rate)],
             env={**simulator_environment(node), "KUBECONFIG": str(self._api.kubeconfig(folder))},
             stderr=self._log,
         )  # fmt: skip
@@ -142,7 +153,7 @@ class Agent:
 
     def scrape(self) -> str:
         """Read its metrics as Prometheus does."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
     def stop(self) -> None:

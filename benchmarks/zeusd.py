@@ -14,6 +14,7 @@ from pathlib import Path
 
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
+
 from tests.agent.agent_process import eventually
 
 VERSION = "0.5.0"

@@ -123,10 +123,8 @@ class Api:
 class Agent:
     """The agent's process, serving this process as the pod that owns the given GPUs."""
 
-    def __init__(
-        self, folder: Path, node: SimulatedNode, gpus: list[str], plan: Plan, changes_per_second: float
-    ) -> None:
-        """Start it, and wait until it serves."""
+    def __init__(self, folder: Path, node: SimulatedNode, gpus: list[str], plan: Plan, rate: float) -> None:
+        """Start it with a bound on changes a second, and wait until it serves."""
         self.socket = folder / "agent.sock"
         self._api = Api(plan)
         self._kubelet = Kubelet(folder)

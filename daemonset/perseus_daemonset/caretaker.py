@@ -79,10 +79,15 @@ class Caretaker:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._nudged.wait(TICK_SECONDS if self.tenant is not None else READ_SECONDS)
+            self._nudged.wait(self._pause() if self.tenant is not None else READ_SECONDS)
             self._nudged.clear()
             self.controller.work()
             self._look()
+
+    def _pause(self) -> float:
+        """Until a reading is due; then in ever longer steps, while instructions are too short to be judged."""
+        overdue = time.monotonic() - self._judged_seconds - READ_SECONDS
+        return min(max(TICK_SECONDS, -overdue, overdue / 4), READ_SECONDS)
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -104,6 +104,8 @@ class ClockController:
     def wish(self, holder: object, megahertz: int | None) -> None:
         """Leave a wish in the slot: a clock, or None for unlocked. See `work`."""
         with self._slot:
+            if megahertz == self._wish and not self._pending and megahertz == self._requested:
+                return
             if self._holder is holder and not self._closed:
                 self._leave(megahertz)
 

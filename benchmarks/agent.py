@@ -2,8 +2,9 @@
 
 Eight GPUs with 50 boundaries a second each, every one a change of clock, at moments drawn with a seed; a process of its
 own keeps the other core busy. A boundary is two messages (an instruction ends, the next begins), sent by the trainer
-library. The end of a measurement is the moment at which the call enters the simulated library, written down there, for
-both programs alike; they take turns of a few seconds, each with its own eight GPUs of one node.
+library. A measurement goes from the moment before a message is made to the moment at which the call enters the
+simulated library, written down there, for both programs alike; they take turns of a few seconds, each with its own
+eight GPUs of one node. A hook is one call of the trainer library, one message.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from perseus_api.plan import Plan
-from perseus_simulator.node import KernelClient, SimulatedNode
+from perseus_simulator.node import ClockCall, KernelClient, SimulatedGpu, SimulatedNode
 from perseus_simulator.testing import example_profile
 from perseus_trainer import Session, connect
 from perseus_trainer.environment import Rank
@@ -114,6 +116,14 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int]:
         node.close()
 
 
+class Sent(NamedTuple):
+    """What was sent at a boundary: when it began, the clock that follows, and what each message cost its sender."""
+
+    begin_nanoseconds: int
+    clock: int
+    hooks_nanoseconds: tuple[int, ...]
+
+
 class _Times:
     """Nanoseconds of everything that was measured."""
 
@@ -122,14 +132,18 @@ class _Times:
         self.hooks: list[int] = []
         self._calls: list[int] = []
 
-    def take(self, sent: list[list[tuple[int, int, int]]], calls: list[list]) -> None:
-        """Match what was sent to a GPU (begin, end, clock) with the calls that reached the device."""
+    def take(self, sent: list[list[Sent]], calls: list[list[ClockCall]]) -> None:
+        """Match what was sent to a GPU with the calls that reached the device."""
         for messages, reached in zip(sent, calls, strict=True):
-            self.hooks += [end - begin for begin, end, _ in messages]
             position = 0
-            for number, (begin, _, clock) in enumerate(messages):
+            for number, (begin, clock, hooks) in enumerate(messages):
+                self.hooks += hooks
                 # A clock comes again only after a whole round: a call before that is this message's.
-                limit = messages[number + len(CLOCKS) - 1][0] if number + len(CLOCKS) - 1 < len(messages) else 2**63
+                limit = (
+                    messages[number + len(CLOCKS) - 1].begin_nanoseconds
+                    if number + len(CLOCKS) - 1 < len(messages)
+                    else 2**63
+                )
                 while position < len(reached) and reached[position].received_nanoseconds < begin:
                     position += 1
                 found = position
@@ -156,21 +170,22 @@ class _Rank:
         self._iteration: AbstractContextManager[None] | None = None
         self._instruction: AbstractContextManager[None] | None = None
 
-    def boundary(self) -> tuple[int, int, int]:
-        """End an instruction and begin the next; return begin and end of the hooks, and the clock that follows."""
+    def boundary(self) -> Sent:
+        """End an instruction and begin the next."""
         begin = time.monotonic_ns()
         if self._instruction is not None:
             self._instruction.__exit__(None, None, None)
             self._position = (self._position + 1) % len(ORDER)
+        ended = time.monotonic_ns()
         if self._position == 0:
             if self._iteration is not None:
                 self._iteration.__exit__(None, None, None)
             self._iteration = self.session.iteration()
             self._iteration.__enter__()
+        begun = time.monotonic_ns()
         self._instruction = self.session.instruction(NAMES[ORDER[self._position]])
         self._instruction.__enter__()
-        end = time.monotonic_ns()
-        return begin, end, CLOCKS[self._position]
+        return Sent(begin, CLOCKS[self._position], (ended - begin, time.monotonic_ns() - begun))
 
 
 class _Asking:
@@ -179,24 +194,24 @@ class _Asking:
     def __init__(self, zeusd: Zeusd, index: int) -> None:
         self._zeusd = zeusd
         self._index = index
-        self._requests = [zeusd.request(index, clock) for clock in CLOCKS]
         self._position = -1
 
-    def boundary(self) -> tuple[int, int, int]:
-        """Ask for the next clock; return begin and end of the sending, and the clock."""
+    def boundary(self) -> Sent:
+        """Ask for the next clock."""
         self._position = (self._position + 1) % len(CLOCKS)
+        self._zeusd.read_answers(self._index)
         begin = time.monotonic_ns()
-        self._zeusd.send(self._index, self._requests[self._position])
-        return begin, time.monotonic_ns(), CLOCKS[self._position]
+        self._zeusd.send(self._index, CLOCKS[self._position])
+        return Sent(begin, CLOCKS[self._position], (time.monotonic_ns() - begin,))
 
 
-def _turn(senders: list[Callable[[], tuple[int, int, int]]], chance: random.Random) -> list[list[tuple[int, int, int]]]:
+def _turn(senders: list[Callable[[], Sent]], chance: random.Random) -> list[list[Sent]]:
     """Let every sender send at its own moments for one turn; return what each sent."""
     period = 1 / BOUNDARIES_PER_SECOND
     start = time.monotonic()
     due = [(start + chance.uniform(0, period), index) for index in range(len(senders))]
     heapq.heapify(due)
-    sent: list[list[tuple[int, int, int]]] = [[] for _ in senders]
+    sent: list[list[Sent]] = [[] for _ in senders]
     while True:
         moment, index = due[0]
         if moment > start + TURN_SECONDS:
@@ -208,7 +223,7 @@ def _turn(senders: list[Callable[[], tuple[int, int, int]]], chance: random.Rand
         heapq.heapreplace(due, (moment + chance.uniform(1 - JITTER, 1 + JITTER) * period, index))
 
 
-def _next_sequence(gpu: object) -> int:
+def _next_sequence(gpu: SimulatedGpu) -> int:
     calls = gpu.clock_calls()
     return calls[-1].sequence + 1 if calls else 0
 

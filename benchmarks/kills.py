@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from perseus_simulator.node import SimulatedGpu, SimulatedNode
 from perseus_simulator.testing import example_profile, simulator_environment
 
 from benchmarks.nursery import Nursery
-from tests.agent.agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, uid
+from tests.agent.agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, eventually, uid
 
 OUTPUT = Path("build/bench/kills.json")
 JOBS, STAGES = ("gpt", "llama"), 4
@@ -70,14 +71,14 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        figures = run(Path(folder), arguments.kills, arguments.seed)
+        figures = run(Path(folder), arguments.kills, arguments.seed, progress=sys.stderr.isatty())
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
     return 1 if figures["locks_left"] or figures["bystanders_touched"] else 0
 
 
-def run(folder: Path, kills: int, seed: int) -> dict[str, object]:
+def run(folder: Path, kills: int, seed: int, *, progress: bool = False) -> dict[str, object]:
     """Kill at least so many times; return the figures."""
     begin = time.monotonic()
     node = SimulatedNode.create(folder / "node", example_profile(), GPUS + BYSTANDERS)
@@ -88,6 +89,8 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, object]:
         world.begin()
         while world.outcome.kills < kills:
             world.round()
+            if progress:
+                print(f"\r{world.outcome.kills} kills, {len(world.outcome.left)} locks left", end="", file=sys.stderr)
     finally:
         left = world.end()
     outcome = world.outcome
@@ -238,6 +241,8 @@ class _World:
     def _kill_agent(self) -> None:
         dead = [rank for rank in self._ranks if self._chance.random() < 0.3] if self._chance.random() < 0.5 else []
         watched = self._chance.random() < 0.5
+        if watched:
+            eventually(self._watchdog_waits, "the watchdog waits for the agent's death", 60)
         self._count(("agent and trainers" if dead else "agent") + ("" if watched else " and watchdog"), self._ranks)
         killings = [lambda rank=rank: self._bury(rank) for rank in dead] + [self._agent.kill]
         if not watched and self._watchdog is not None:
@@ -247,11 +252,13 @@ class _World:
             kill()
         if watched:
             self._expect_free([("agent", rank, begin) for rank in self._ranks])
+            self._agent.start()
         else:
+            starting = threading.Thread(target=self._agent.start)
             begin = time.monotonic()
-        self._agent.start()
-        if not watched:
+            starting.start()
             self._expect_free([("agent and watchdog", rank, begin) for rank in self._ranks])
+            starting.join()
             self._start_watchdog()
         for rank in dead:
             self._forget(rank)
@@ -266,14 +273,13 @@ class _World:
             now = time.monotonic()
             for death in list(dying):
                 kind, rank, begin = death
-                if rank.gpu.locked_range() is None:
-                    worst = self.outcome.worst_seconds
-                    worst[kind] = max(worst.get(kind, 0.0), now - begin)
-                elif now - begin > RELEASE_SECONDS:
+                if now - begin > RELEASE_SECONDS:
                     self.outcome.left.append(f"{kind}: {rank.gpu.uuid}")
                     rank.gpu.foreign_reset()  # counted once
-                else:
+                elif rank.gpu.locked_range() is not None:
                     continue
+                worst = self.outcome.worst_seconds
+                worst[kind] = max(worst.get(kind, 0.0), now - begin)
                 dying.remove(death)
             time.sleep(0.001)
 
@@ -287,6 +293,12 @@ class _World:
         environment = {**self._environment, "PERSEUS_JOURNAL_FOLDER": str(self._folder / "journal")}
         command = [sys.executable, "-m", "perseus_daemonset.main", "watchdog"]
         self._watchdog = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    def _watchdog_waits(self) -> bool:
+        """The kernel says that it stands in line for the agent's file lock."""
+        assert self._watchdog is not None
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        return any("->" in line and str(self._watchdog.pid) in line for line in lines)
 
     def _announce(self, rank: _Rank) -> None:
         pod = {

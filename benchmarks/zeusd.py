@@ -1,7 +1,7 @@
 """zeusd (Zeus's daemon, crates.io) over the simulated library: built once into a cache, asked over its Unix socket.
 
-It gets its best case: the request's bytes are ready, its connection stays open, it does not answer before the work is
-done (``block=false``) and logs nothing.
+It gets its best case: a bare socket whose connection stays open, answers that are read when there is time,
+``block=false``, and a daemon that logs nothing.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ class Zeusd:
             f"POST /gpu/set_gpu_locked_clocks?{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
         ).encode()
 
-    def send(self, index: int, request: bytes) -> None:
-        """Send a request; whatever answers have come are read away first."""
-        connection = self._connections[index]
+    def send(self, index: int, megahertz: int) -> None:
+        """Ask for a clock."""
+        self._connections[index].sendall(self.request(index, megahertz))
+
+    def read_answers(self, index: int) -> None:
+        """Read what has come; raises if a request was refused."""
         with contextlib.suppress(BlockingIOError):
-            while answer := connection.recv(65_536):
+            while answer := self._connections[index].recv(65_536):
                 if not answer.startswith(b"HTTP/1.1 200"):
                     raise RuntimeError(f"zeusd refused: {answer[:200]!r}")
-        connection.sendall(request)
 
     def stop(self) -> None:
         """End it."""

@@ -58,7 +58,11 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        raise HardwareError(_CODES.get(error.value, "other"), f"{what}: {error}") from None
+        raise _translation(what, error) from None
+
+
+def _translation(what: str, error: pynvml.NVMLError) -> HardwareError:
+    return HardwareError(_CODES.get(error.value, "other"), f"{what}: {error}")
 
 
 class NvmlGpu:
@@ -75,8 +79,10 @@ class NvmlGpu:
         Raises:
             HardwareError: NVML refused.
         """
-        with _translated(f"locking {self.uuid} at {megahertz} MHz"):
+        try:  # not `_translated`, whose text and generator would cost as much as the call that hurries
             pynvml.nvmlDeviceSetGpuLockedClocks(self._handle, megahertz, megahertz)
+        except pynvml.NVMLError as error:
+            raise _translation(f"locking {self.uuid} at {megahertz} MHz", error) from None
 
     def reset(self) -> None:
         """Give the clock back to the device's own control.

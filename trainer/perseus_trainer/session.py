@@ -22,6 +22,8 @@ logger = logging.getLogger("perseus.trainer")
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _ITERATION_BEGIN, _ITERATION_END = int(BoundaryKind.ITERATION_BEGIN), int(BoundaryKind.ITERATION_END)
 _INSTRUCTION_BEGIN, _INSTRUCTION_END = int(BoundaryKind.INSTRUCTION_BEGIN), int(BoundaryKind.INSTRUCTION_END)
+# By name as well as by member, which is a string: making a member of a name would cost more than all the rest.
+_CODES: dict[str, int] = {instruction: ord(instruction.code) for instruction in Instruction}
 
 
 class _Span:
@@ -83,7 +85,7 @@ class Session:
         Raises:
             ValueError: the instruction is unknown.
         """
-        code = ord(Instruction(instruction).code)
+        code = _CODES.get(instruction) or ord(Instruction(instruction).code)
         if self._connection is None:
             return _NOTHING
         return _Span(self, _INSTRUCTION_BEGIN, _INSTRUCTION_END, (code, microbatch, chunk))

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,14 @@ TURN_SECONDS = 8.0  # the library's log keeps 512 calls of a GPU
 CHANGES_PER_SECOND = 2.0 * BOUNDARIES_PER_SECOND
 ORDER = "FB" * 8
 CLOCKS = tuple(1410 - 15 * position for position in range(len(ORDER)))  # all different: each boundary is a change
+SCHEDULERS = {os.SCHED_OTHER: "SCHED_OTHER", os.SCHED_FIFO: "SCHED_FIFO"}
+BUSY = """
+import os
+os.sched_setaffinity(0, {{{}}})
+os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+while True:
+    pass
+"""
 NAMES = {"F": "forward", "B": "backward"}
 
 
@@ -57,63 +65,88 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int]:
-    """Run both programs in turns; return the figures."""
+def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]:
+    """Run all programs in turns; return the figures."""
     node = SimulatedNode.create(folder / "node", example_profile(stages=GPUS), 2 * GPUS)
     ours, theirs = node.gpus[:GPUS], node.gpus[GPUS:]
     clients = [KernelClient(node, gpu.uuid) for gpu in node.gpus]
     agent = Agent(folder, node, [gpu.uuid for gpu in ours], _plan(), CHANGES_PER_SECOND)
-    zeusd = Zeusd(folder, node, [gpu.index for gpu in theirs])
-    last = max(os.sched_getaffinity(0))
-    busy = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, {{{last}}})\nwhile True: pass"])
+    zeusds = [Zeusd(folder, node, [gpu.index for gpu in theirs], silent=silent) for silent in (False, True)]
+    busy = subprocess.Popen([sys.executable, "-c", BUSY.format(max(os.sched_getaffinity(0)))])
     try:
         ranks = [_Rank(agent.socket, stage, gpu.uuid) for stage, gpu in enumerate(ours)]
         eventually(lambda: all(rank.session.connected for rank in ranks), "every rank is served", 30)
-        asking = [_Asking(zeusd, gpu.index) for gpu in theirs]
-        agent_times, zeusd_times, spent, chance = _Times(), _Times(), [0.0, 0.0], random.Random(seed)
+        sides = [_Side(agent.pid, ranks, ours)]
+        sides += [_Side(zeusd.pid, [_Asking(zeusd, gpu.index) for gpu in theirs], theirs) for zeusd in zeusds]
+        chance = random.Random(seed)
         for turn in range(turns + 1):
-            for side, (senders, gpus, times, pid) in enumerate(
-                ((ranks, ours, agent_times, agent.pid), (asking, theirs, zeusd_times, zeusd.pid))
-            ):
-                zeusd.reconnect()
-                before = cpu_seconds(pid)
-                since = [_next_sequence(gpu) for gpu in gpus]
-                sent = _turn([sender.boundary for sender in senders], chance)
-                spent[side] += cpu_seconds(pid) - before
-                time.sleep(0.2)
-                calls = [gpu.clock_calls(first) for gpu, first in zip(gpus, since, strict=True)]
-                times.take(sent, calls)
+            for side in sides:
+                for zeusd in zeusds:
+                    zeusd.reconnect()
+                side.turn(chance)
+                if turn == 0:  # the first turn of each warms up and is not counted
+                    side.forget()
             agent.scrape()
-            if turn == 0:  # the first turn of each warms up and is not counted
-                agent_times, zeusd_times, spent = _Times(), _Times(), [0.0, 0.0]
-        mine, other = agent_times.sorted(), zeusd_times.sorted()
-        hooks = sorted(agent_times.hooks)
-        seconds = turns * TURN_SECONDS
+        mine, shipped, silent = (side.times for side in sides)
         return {
-            "call_p50_seconds": _at(mine, 0.5),
-            "call_p99_seconds": _at(mine, 0.99),
-            "zeusd_p50_seconds": _at(other, 0.5),
-            "zeusd_p99_seconds": _at(other, 0.99),
-            "ratio_to_zeusd_p50": round(_at(mine, 0.5) / _at(other, 0.5), 3),
-            "ratio_to_zeusd_p99": round(_at(mine, 0.99) / _at(other, 0.99), 3),
-            "hook_p50_seconds": _at(hooks, 0.5),
-            "hook_p99_seconds": _at(hooks, 0.99),
-            "cpu_percent": round(100 * spent[0] / seconds, 2),
-            "zeusd_cpu_percent": round(100 * spent[1] / seconds, 2),
+            "call_p50_seconds": mine.calls(0.5),
+            "call_p99_seconds": mine.calls(0.99),
+            "ratio_to_zeusd_p50": round(mine.calls(0.5) / shipped.calls(0.5), 3),
+            "ratio_to_zeusd_p99": round(mine.calls(0.99) / shipped.calls(0.99), 3),
+            "hook_p50_seconds": mine.hooks(0.5),
+            "hook_p99_seconds": mine.hooks(0.99),
+            "cpu_percent": sides[0].cpu_percent(turns),
             "megabytes": round(resident_megabytes(agent.pid), 1),
-            "samples": len(mine),
-            "zeusd_samples": len(other),
-            "superseded": agent_times.superseded,
-            "zeusd_superseded": zeusd_times.superseded,
+            "samples": mine.count,
+            "superseded": mine.superseded,
+            "zeusd_p50_seconds": shipped.calls(0.5),
+            "zeusd_p99_seconds": shipped.calls(0.99),
+            "zeusd_cpu_percent": sides[1].cpu_percent(turns),
+            "silent_zeusd_p50_seconds": silent.calls(0.5),
+            "silent_zeusd_p99_seconds": silent.calls(0.99),
+            "silent_zeusd_cpu_percent": sides[2].cpu_percent(turns),
+            "ratio_to_silent_zeusd_p50": round(mine.calls(0.5) / silent.calls(0.5), 3),
+            "ratio_to_silent_zeusd_p99": round(mine.calls(0.99) / silent.calls(0.99), 3),
+            "scheduler": SCHEDULERS.get(os.sched_getscheduler(0), "other"),
+            "load_average": round(os.getloadavg()[0], 1),
             "seed": seed,
         }
     finally:
         busy.kill()
-        zeusd.stop()
+        for zeusd in zeusds:
+            zeusd.stop()
         agent.stop()
         for client in clients:
             client.close()
         node.close()
+
+
+class _Side:
+    """One of the programs: its process, who sends to it, its GPUs, and what was measured."""
+
+    def __init__(self, pid: int, senders: Sequence[_Rank | _Asking], gpus: Sequence[SimulatedGpu]) -> None:
+        self.times = _Times()
+        self._pid = pid
+        self._senders = senders
+        self._gpus = gpus
+        self._spent = 0.0
+
+    def turn(self, chance: random.Random) -> None:
+        """Send for one turn, and read what came of it."""
+        before = cpu_seconds(self._pid)
+        since = [_next_sequence(gpu) for gpu in self._gpus]
+        sent = _turn([sender.boundary for sender in self._senders], chance)
+        self._spent += cpu_seconds(self._pid) - before
+        time.sleep(0.2)
+        self.times.take(sent, [gpu.clock_calls(first) for gpu, first in zip(self._gpus, since, strict=True)])
+
+    def forget(self) -> None:
+        """Begin to measure anew."""
+        self.times, self._spent = _Times(), 0.0
+
+    def cpu_percent(self, turns: int) -> float:
+        """Processor time of the program, in percent of one core."""
+        return round(100 * self._spent / (turns * TURN_SECONDS), 2)
 
 
 class Sent(NamedTuple):
@@ -129,15 +162,20 @@ class _Times:
 
     def __init__(self) -> None:
         self.superseded = 0
-        self.hooks: list[int] = []
+        self._hooks: list[int] = []
         self._calls: list[int] = []
+
+    @property
+    def count(self) -> int:
+        """How many messages were matched with their calls."""
+        return len(self._calls)
 
     def take(self, sent: list[list[Sent]], calls: list[list[ClockCall]]) -> None:
         """Match what was sent to a GPU with the calls that reached the device."""
         for messages, reached in zip(sent, calls, strict=True):
             position = 0
             for number, (begin, clock, hooks) in enumerate(messages):
-                self.hooks += hooks
+                self._hooks += hooks
                 # A clock comes again only after a whole round: a call before that is this message's.
                 limit = (
                     messages[number + len(CLOCKS) - 1].begin_nanoseconds
@@ -156,9 +194,13 @@ class _Times:
                     continue
                 self._calls.append(reached[found].received_nanoseconds - begin)
 
-    def sorted(self) -> list[int]:
-        """The times from message to call."""
-        return sorted(self._calls)
+    def calls(self, share: float) -> float:
+        """Seconds from message to call that a share of them needed at most."""
+        return _at(self._calls, share)
+
+    def hooks(self, share: float) -> float:
+        """Seconds of one hook that a share of them needed at most."""
+        return _at(self._hooks, share)
 
 
 class _Rank:
@@ -229,7 +271,7 @@ def _next_sequence(gpu: SimulatedGpu) -> int:
 
 
 def _at(times: list[int], share: float) -> float:
-    return round(times[int(share * (len(times) - 1))] / 1e9, 7)
+    return round(sorted(times)[int(share * (len(times) - 1))] / 1e9, 7)
 
 
 def _plan() -> Plan:

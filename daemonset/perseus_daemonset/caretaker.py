@@ -139,7 +139,7 @@ class Caretaker:
         seconds = min(now - self._judged_seconds, 2 * READ_SECONDS)
         self._judged_seconds = now
         verdict = self.held.judge(request, requested, reading, seconds)
-        if verdict is Verdict.FOREIGN:
-            controller.yield_to_others()
+        if verdict in (Verdict.REPLACED, Verdict.OVERRULED):
+            controller.yield_to_others(ours_is_gone=verdict is Verdict.REPLACED)
         elif verdict is Verdict.HELD:
             controller.trusted()

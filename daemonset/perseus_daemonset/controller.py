@@ -78,6 +78,11 @@ class ClockController:
         return self._journalled or self._pending
 
     @property
+    def is_calling(self) -> bool:
+        """Whether a call is under way: what the device does then is neither the old request nor surely the new one."""
+        return self._hand.locked()
+
+    @property
     def owes_unlock(self) -> bool:
         """Whether a reset failed: it must be tried again, though nobody may wish anything any more."""
         return self._owes_unlock

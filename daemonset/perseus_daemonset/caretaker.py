@@ -126,20 +126,21 @@ class Caretaker:
         )
 
     def _judge(self, now: float) -> None:
-        """Read under load; it counts only if clock and work were the same before and after."""
+        """Read under load; it counts only if clock and work were the same before and after, and no call under way."""
         controller, tenant = self.controller, self.tenant
-        if tenant is None:
+        if tenant is None or controller.is_calling:
             return
         request, requested, work = controller.request, controller.requested_megahertz, tenant.running()
         self._tried_seconds = now
         reading = self._read()
-        same = controller.request == request and self.tenant is tenant and tenant.running() is work
+        same = self.tenant is tenant and tenant.running() is work
+        same = same and not controller.is_calling and controller.request == request
         if requested is None or work is None or not same or "gpu_idle" in reading.event_reasons:
             return
         seconds = min(now - self._judged_seconds, 2 * READ_SECONDS)
         self._judged_seconds = now
         verdict = self.held.judge(request, requested, reading, seconds)
-        if verdict is Verdict.FOREIGN:
-            controller.yield_to_others()
+        if verdict in (Verdict.REPLACED, Verdict.OVERRULED):
+            controller.yield_to_others(ours_is_gone=verdict is Verdict.REPLACED)
         elif verdict is Verdict.HELD:
             controller.trusted()

@@ -142,13 +142,14 @@ class Lease:
                 return "closed"
             received = time.monotonic_ns()
             # One that had to be waited for has nothing behind it: not to look saves a system call before NVML's.
-            queued = received - asked < AT_ONCE_NANOSECONDS
+            may_queue = received - asked < AT_ONCE_NANOSECONDS
             before = self.controller.requested_megahertz
             taken: list[tuple[Boundary, bool]] = []
             try:
                 with self._mutex:
                     wish = self._take(packet, taken)
-                    while queued and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
+                    # Nor is there a look where no call is due.
+                    while may_queue and wish != before and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
                         wish = self._take(packet, taken)
                     self.controller.wish(self, wish)
             except MessageError as error:
@@ -203,3 +204,5 @@ class Lease:
             self.controller.note(error)
         behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
         self.account.begin_iteration(began, joules, time.time() - behind, plan)
+        if self.account.unlocked.iterations != self._measured:
+            self.caretaker.nudge()

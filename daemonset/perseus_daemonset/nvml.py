@@ -65,6 +65,11 @@ def _translation(what: str, error: pynvml.NVMLError) -> HardwareError:
     return HardwareError(_CODES.get(error.value, "other"), f"{what}: {error}")
 
 
+def _reasons(bits: int) -> tuple[str, ...]:
+    """Names of the bits; one that this version does not know is told by its number, and is a reason nevertheless."""
+    return tuple(_REASONS.get(1 << bit, f"bit_{bit}") for bit in range(64) if bits >> bit & 1)
+
+
 class NvmlGpu:
     """A GPU behind an NVML handle."""
 
@@ -114,7 +119,7 @@ class NvmlGpu:
                 clock_megahertz=pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM),
                 power_watts=pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000,
                 temperature_celsius=pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU),
-                event_reasons=tuple(name for bit, name in _REASONS.items() if bits & bit),
+                event_reasons=_reasons(bits),
             )
 
     def name(self) -> str:

@@ -100,8 +100,12 @@ class Registry:
             self._pods[key] = pod.uid
         if holder is not None:
             holder.end()
-        lease.offer(self._plans.find(key.namespace, key.job))
-        return lease
+        while True:
+            plan = self._plans.find(key.namespace, key.job)
+            lease.offer(plan)
+            # One that changed meanwhile was offered by its watch before this one: the newest must come last.
+            if self._plans.find(key.namespace, key.job) is plan:
+                return lease
 
     def finished(self, lease: Lease) -> None:
         """Forget an ended lease; the rank's books stay until its pod is gone."""

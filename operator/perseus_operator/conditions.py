@@ -38,7 +38,7 @@ class Story:
                 (condition, self.told[condition])
                 for condition in Condition
                 if condition in self.told
-                and condition not in (Condition.STRAGGLING, Condition.READY)
+                and condition not in (Condition.OBSERVED, Condition.STRAGGLING, Condition.READY)
                 and self.told[condition][0] != "True"
             ),
             None,

@@ -31,6 +31,8 @@ def test_a_new_agent_goes_on_with_the_measured_baseline(
     agent.plan(make_plan(first=4))
     train(trainer, range(4, 6))
     eventually(lambda: value(agent, "perseus_iterations_total", stage="0") == 4, "they are counted")
+    (kept,) = (agent.folder / "journal" / "baselines").iterdir()
+    eventually(lambda: json.loads(kept.read_text())["iterations"] == 3, "and kept")
     before = value(agent, "perseus_gpu_baseline_iteration_joules", stage="0")
     agent.kill()
     agent.start()

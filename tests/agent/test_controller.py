@@ -199,11 +199,22 @@ def test_a_wish_that_came_while_a_debt_was_paid_is_carried_out() -> None:
 def test_what_somebody_else_set_is_left_alone_for_a_while() -> None:
     hand = Hand()
     hand.want(810)
-    hand.controller.yield_to_others()
+    hand.controller.yield_to_others(ours_is_gone=True)
     assert hand.gpu.calls == [810], "no reset: it would undo what the other one did"
     assert hand.journal.entries == set()
     assert not hand.want(900)
     assert (hand.controller.interferences, hand.controller.problem) == (1, "interference")
+
+
+def test_where_ours_may_still_be_there_the_entry_stays_until_it_was_given_back() -> None:
+    hand = Hand()
+    hand.want(810)
+    hand.controller.yield_to_others(ours_is_gone=False)
+    assert not hand.want(900)
+    assert hand.journal.entries == {UUID}
+    hand.controller.withdraw(hand.holder)
+    hand.controller.work()
+    assert (hand.gpu.calls, hand.journal.entries) == ([810, None], set())
 
 
 STEPS = st.lists(
@@ -239,7 +250,7 @@ def test_whatever_happens_a_locked_gpu_is_in_the_journal_and_the_end_frees_it(
                 if hand.controller.requested_megahertz is not None:
                     # As it happens: the other one's call comes last.
                     hand.gpu.calls.append(None)
-                    hand.controller.yield_to_others()
+                    hand.controller.yield_to_others(ours_is_gone=True)
             case _:
                 hand.want(step)  # type: ignore[arg-type]
         assert hand.gpu.locked is None or UUID in hand.journal.entries, steps

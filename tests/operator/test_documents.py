@@ -82,15 +82,15 @@ def test_the_optimisation_pod_may_write_one_config_map_and_nothing_else() -> Non
             "verbs": ["get", "patch"],
         }
     ]
-    pod = builder().optimiser_job("sha256:1")["spec"]["template"]["spec"]
+    pod = builder().optimiser_job("sha256:1", "uid")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert names.GPU_RESOURCE not in str(pod)
 
 
 def test_another_profile_is_another_optimisation() -> None:
-    assert builder().optimiser_job_name("sha256:1") != builder().optimiser_job_name("sha256:2")
-    assert len(builder().optimiser_job_name("sha256:1")) <= 63
+    assert builder().optimiser_job_name("sha256:1", "uid") != builder().optimiser_job_name("sha256:2", "uid")
+    assert len(builder().optimiser_job_name("sha256:1", "uid")) <= 63
 
 
 def test_every_child_carries_label_and_owner() -> None:

@@ -126,6 +126,13 @@ def publish(agent: AgentProcess, **kinds: tuple[str, str]) -> None:
     (agent.folder / "slices.json").write_text(json.dumps(slices))
 
 
+def test_a_dynamic_device_that_is_no_gpu_beside_the_gpu(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
+) -> None:
+    kubelet.dynamic = [("gpt-0", "dra.net", "fabric", "port-3", None)]
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+
+
 def test_a_gpu_by_dynamic_allocation(
     agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
 ) -> None:

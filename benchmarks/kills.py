@@ -71,7 +71,7 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        figures = run(Path(folder), arguments.kills, arguments.seed, progress=sys.stderr.isatty())
+        figures = run(Path(folder), arguments.kills, arguments.seed, progress=True)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
@@ -85,12 +85,14 @@ def run(folder: Path, kills: int, seed: int, *, progress: bool = False) -> dict[
     for number, gpu in enumerate(node.gpus[GPUS:]):
         gpu.foreign_lock(600 + number, 900 + number)
     world = _World(folder, node, random.Random(seed))
+    told = 0
     try:
         world.begin()
         while world.outcome.kills < kills:
             world.round()
-            if progress:
-                print(f"\r{world.outcome.kills} kills, {len(world.outcome.left)} locks left", end="", file=sys.stderr)
+            if progress and world.outcome.kills // 100 > told:
+                told = world.outcome.kills // 100
+                print(f"{world.outcome.kills} kills, {len(world.outcome.left)} locks left", file=sys.stderr, flush=True)
     finally:
         left = world.end()
     outcome = world.outcome

@@ -1,4 +1,9 @@
-"""``perseus-agent``: the DaemonSet's two containers, and a person's ways to find what is wrong and to free clocks."""
+"""``perseus-agent``: the DaemonSet's two containers, and a person's ways to find what is wrong and to free clocks.
+
+What takes long to load (the clients of the API and of the kubelet, the models of the plans) is loaded by the command
+that needs it, after the clocks that a dead agent left were given back: on a busy node loading takes seconds, and the
+watchdog never needs it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,18 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perseus_api import names
 
-from perseus_daemonset.agent import AgentSettings, run_agent
-from perseus_daemonset.doctor.main import look, tell
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.journal import Journal, holder_if_free
+from perseus_daemonset.journal import Journal, holder_if_free, sole_holder
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.release import release_journalled
 from perseus_daemonset.watchdog import watch
+
+if TYPE_CHECKING:
+    from perseus_daemonset.agent import AgentSettings
 
 ENV_JOURNAL = "PERSEUS_JOURNAL_FOLDER"
 ENV_POD_RESOURCES = "PERSEUS_POD_RESOURCES_FOLDER"
@@ -42,18 +49,32 @@ def main() -> int:
         signal.signal(number, lambda *_: stopped.set())
     try:
         if command == "run":
-            run_agent(_settings(journal), stopped)
+            _run(journal, stopped)
         elif command == "watchdog":
             watch(journal)
         elif command == "doctor":
-            logging.disable()
-            return tell(look(*_places(journal)))
+            return _doctor(journal)
         else:
             return _release(journal)
     except (HardwareError, ValueError, OSError) as error:
         print(f"perseus-agent {command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(folder: Path, stopped: threading.Event) -> None:
+    with sole_holder(folder):
+        release_journalled(Journal(folder), Nvml())
+    from perseus_daemonset.agent import run_agent
+
+    run_agent(_settings(folder), stopped)
+
+
+def _doctor(folder: Path) -> int:
+    from perseus_daemonset.doctor.main import look, tell
+
+    logging.disable()
+    return tell(look(*_places(folder)))
 
 
 def _places(journal: Path) -> tuple[str, str, Path, Path, Path]:
@@ -75,6 +96,8 @@ def _release(folder: Path) -> int:
 
 
 def _settings(journal: Path) -> AgentSettings:
+    from perseus_daemonset.agent import AgentSettings
+
     return AgentSettings(
         node=_variable(ENV_NODE),
         operator_namespace=_variable(ENV_OPERATOR_NAMESPACE),

@@ -59,6 +59,14 @@ bench: venv ## Benchmarks, beside the public solver; figures go to build/bench
 	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(PYTHON_BIN) -m benchmarks
 
+.PHONY: bench-kills
+bench-kills: venv native ## A thousand deaths at random moments: locks left, bystanders touched
+	@$(PYTHON_BIN) -m benchmarks.kills $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-agent
+bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (cargo; built once, in a cache)
+	@$(PYTHON_BIN) -m benchmarks.agent
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

@@ -127,6 +127,8 @@ class Follower:
 
     def offer(self, plan: RankPlan | None) -> int | None:
         """Take the newest plan (None: it was withdrawn); return the clock that should hold now (None: unlocked)."""
+        if plan is not None and plan == self._newest:
+            return self._wish()
         self._newest = plan
         if plan is None:
             self._active = None

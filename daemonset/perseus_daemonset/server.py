@@ -152,9 +152,14 @@ class Server:
         if shared:
             raise Refused(shared, f"{owned.uuid} {_SHARED[shared]}: only whole GPUs are served")
         key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, owned.uuid)
-        return self._registry.serve(
+        lease = self._registry.serve(
             key, pod, lambda caretaker, account: Lease(key, pod, connection, caretaker, account)
         )
+        known = self._pods.find(pod.uid)
+        if known is None or known.is_finished:
+            # It went while it was looked at: whoever told so found no lease to end.
+            lease.end()
+        return lease
 
     def _pod(self, peer: Peer, hello: Hello) -> Pod:
         pod = self._pods.find(peer.pod_uid, POD_TIMEOUT_SECONDS)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,13 +66,17 @@ class Kubelet(services.PodResourcesListerServicer):
         """Serve in a folder."""
         self.devices: list[tuple[str, str, str]] = []  # pod, resource, device
         self.dynamic: list[tuple[str, str, str, str, str | None]] = []  # pod, driver, pool, device, share
+        self.asked, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(2))
         services.add_PodResourcesListerServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{folder / 'kubelet.sock'}")
         self._server.start()
 
     def List(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Answer as the kubelet does."""
+        """Answer as the kubelet does, when the test lets it."""
+        self.asked.set()
+        self.gate.wait(DEADLINE_SECONDS)
         return messages.ListPodResourcesResponse(
             pod_resources=[
                 messages.PodResources(
@@ -176,6 +181,11 @@ class AgentProcess:
     def counters(self) -> dict[str, Any]:
         """The agent's counters."""
         return self.ask(do="look")
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,7 +1,8 @@
 """The agent without the API server: everything real but the two watches, which this program's stdin stands for.
 
 One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``stop``), each answered with a line of JSON: the
-agent's own counters. Run as ``agent_program.py FOLDER CHANGES_PER_SECOND``.
+agent's own counters. Run as ``agent_program.py FOLDER CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives
+back what a dead agent left before it loads what takes long to load.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from perseus_api.ranks import RankShape
-from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
-from perseus_daemonset.latency import METRICS
-from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.pods import MANY_PIPELINES, Pod
-from prometheus_client import generate_latest
+from perseus_daemonset.release import release_journalled
 
 
 def slices(folder: Path) -> list[dict[str, Any]]:
@@ -40,9 +37,17 @@ def pod_of(told: dict[str, Any]) -> Pod:
 def main() -> None:
     """Serve until stdin says stop."""
     folder = Path(sys.argv[1])
-    journal = Journal(folder / "journal")
     with sole_holder(folder / "journal"):
-        agent = NodeAgent(Nvml(), journal, float(sys.argv[2]))
+        release_journalled(Journal(folder / "journal"), Nvml())
+
+    from perseus_daemonset.identity import identify
+    from perseus_daemonset.latency import METRICS
+    from perseus_daemonset.node_agent import NodeAgent
+    from perseus_daemonset.pod_resources import PodResources
+    from prometheus_client import generate_latest
+
+    with sole_holder(folder / "journal"):
+        agent = NodeAgent(Nvml(), folder / "journal", float(sys.argv[2]))
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
         agent.serve(
             folder / "agent.sock",

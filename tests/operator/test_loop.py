@@ -18,8 +18,9 @@ from perseus_operator.planning import STRETCHED
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, OperatorProcess, eventually, perseus_job, profile_config_map
-from real_prometheus import PrometheusServer
 from training import MetricsPage, Training, labels
+
+from harness.prometheus_server import PrometheusServer
 
 pytestmark = pytest.mark.cluster
 QUICK = {"accounting": {"baselineIterations": 1}}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perseus_operator.prometheus import read_history, read_pipelines
 from perseus_operator.settings import Settings, SettingsError
-from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress, parsed, samples, timed_samples
+from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress, parsed, samples
 
 ROOT = Path(__file__).resolve().parents[2]
 EMPTY = b'{"status": "success", "data": {"resultType": "vector", "result": []}}'
@@ -162,7 +162,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_data_that_is_no_vector_is_refused_not_believed(data: object) -> None:
-    for reader in (samples, timed_samples, read_history, read_pipelines):
+    for reader in (samples, read_history, read_pipelines):
         with pytest.raises(NoAnswer):
             reader(data)  # type: ignore[operator]
 

@@ -163,7 +163,9 @@ def _words_of(error: Exception, timeout_seconds: float) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"cannot read {error.filename}: {error.strerror}"
     # A ValueError (a token that is no header, say) may carry what it complains of.
-    return type(error).__name__ if isinstance(error, ValueError) else f"{type(error).__name__} {error}"[:300]
+    if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
+        return type(error).__name__
+    return f"{type(error).__name__} {error}"[:300]
 
 
 def _secret(path: str) -> str:

@@ -129,10 +129,11 @@ class Server:
             pod = self._pod(peer, hello)
             gpu = self._gpu(pod, hello)
             key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, gpu)
-            if self._registry.controller(gpu).gpu.is_partitioned():
-                raise Refused("mig", f"{gpu} is in MIG mode: only whole GPUs are served")
+            shared = self._registry.caretaker(gpu).controller.gpu.sharing()
+            if shared:
+                raise Refused(shared, f"{gpu} {_SHARED[shared]}: only whole GPUs are served")
             lease = self._registry.serve(
-                key, pod, lambda controller, account: Lease(key, pod, connection, controller, account)
+                key, pod, lambda caretaker, account: Lease(key, pod, connection, caretaker, account)
             )
         except (Refused, NotOwned, UnknownPeer, MessageError, HardwareError, ValueError, OSError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "code", None) or _REASONS.get(type(error), "peer")
@@ -178,4 +179,9 @@ class Server:
             time.sleep(OWNERSHIP_RETRY_SECONDS)
 
 
+_SHARED = {
+    "mig": "is in MIG mode",
+    "vgpu": "is divided among virtual machines (vGPU)",
+    "mps": "is shared by several processes (MPS)",
+}
 _REASONS: dict[type[Exception], str] = {MessageError: "bad_hello", ValueError: "leased", UnknownPeer: "unknown_peer"}

@@ -163,6 +163,14 @@ def test_a_plan_says_what_each_stages_own_gpu_draws_while_it_waits() -> None:
     assert [RankPlan.of(plan, 0, stage).blocking_watts for stage in (0, 1)] == [60.0, 100.0]
 
 
+def test_a_plan_says_what_instructions_take_at_its_own_clocks_and_the_highest() -> None:
+    plan = plan_for(Stragglers())
+    for stage, table in enumerate(plan.stage_seconds):
+        used = {*plan.clocks_of(0, stage), *FRONTIER.fastest.clocks[stage]}
+        assert set(table["F"]) == used
+        assert table["F"] == {clock: FRONTIER.stage_seconds[stage]["F"][clock] for clock in used}
+
+
 def test_a_deadline_below_the_plan_in_force_speeds_nobody_up_beyond_it() -> None:
     plan = plan_for(Stragglers((0,), 0.001))
     assert plan.variants[1].clocks == plan_for(Stragglers()).variants[0].clocks

@@ -15,6 +15,7 @@ import aiohttp
 import kopf
 from perseus_api import names
 
+from perseus_operator.accounts import Accounts
 from perseus_operator.client import Api, ApiRefusal
 from perseus_operator.metrics import tell_version
 from perseus_operator.monitor import Monitor
@@ -64,7 +65,8 @@ class Operator:
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
         monitor = Monitor(lambda key: queue_box[0].add(key))
-        reconciler = Reconciler(api, self._settings, monitor)
+        accounts = Accounts(monitor.situation, enabled=bool(self._settings.prometheus_url))
+        reconciler = Reconciler(api, self._settings, monitor, accounts)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         pages = await serve_pages(self._settings.port)
@@ -73,6 +75,7 @@ class Operator:
         if self._settings.prometheus_url:
             prometheus = Prometheus(self._settings.prometheus_url, session)
             self._tasks.append(asyncio.create_task(monitor.run(prometheus)))
+            self._tasks.append(asyncio.create_task(accounts.run(prometheus)))
         for task in self._tasks:
             task.add_done_callback(_end_with)
 

@@ -16,13 +16,13 @@ from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import Plan
 
 from perseus_operator import metrics
+from perseus_operator.ledger import Situation
 from perseus_operator.planning import Stragglers
-from perseus_operator.prometheus import JobEnergy, JobReport, NoAnswer, Prometheus
+from perseus_operator.prometheus import JobReport, NoAnswer, Prometheus
 from perseus_operator.stragglers import JobWatch, assess, training_restarted
 
 JobKey = tuple[str, str]
 ROUND_SECONDS = 0.5
-ENERGY_SECONDS = 30.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -52,19 +52,24 @@ class Monitor:
 
     Attributes:
         answered: whether Prometheus answered in the last round; None without a Prometheus.
-        energies: counters by job.
     """
 
     def __init__(self, ask_for_visit: Callable[[JobKey], None]) -> None:
         """Ask for visits by a function."""
         self.answered: bool | None = None
-        self.energies: dict[JobKey, JobEnergy] = {}
         self._ask = ask_for_visit
         self._jobs: dict[JobKey, WatchedJob] = {}
 
     def find(self, key: JobKey) -> WatchedJob | None:
         """Return what is known of a job with a plan."""
         return self._jobs.get(key)
+
+    def situation(self, key: JobKey) -> Situation:
+        """Return what a job is doing, for its books."""
+        job = self._jobs.get(key)
+        if job is None or job.report.active < 1:
+            return Situation.UNPLANNED
+        return Situation.STRAGGLING if job.wanted.pipelines else Situation.PLANNED
 
     def resume(self, key: JobKey, plan: Plan, spec: PerseusJobSpec) -> WatchedJob:
         """Watch a job whose plan was there before this operator."""
@@ -85,25 +90,18 @@ class Monitor:
     def forget(self, key: JobKey) -> None:
         """Watch a job no more."""
         self._jobs.pop(key, None)
-        self.energies.pop(key, None)
 
     async def run(self, prometheus: Prometheus) -> None:
         """Make rounds until cancelled."""
-        energy_at = 0.0
         while True:
             begin = time.monotonic()
             if self._jobs:
-                with_energy = begin >= energy_at
-                if with_energy:
-                    energy_at = begin + ENERGY_SECONDS
-                await self._round(prometheus, with_energy)
+                await self._round(prometheus)
             await asyncio.sleep(max(0.05, ROUND_SECONDS - (time.monotonic() - begin)))
 
-    async def _round(self, prometheus: Prometheus, with_energy: bool) -> None:
+    async def _round(self, prometheus: Prometheus) -> None:
         try:
             reports = await prometheus.reports()
-            if with_energy:
-                self.energies = await prometheus.energies()
         except NoAnswer as error:
             if self.answered is not False:
                 logger.warning("%s; plans stay as they are", error)

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from perseus_operator.counters import JobReadings, question, readings
 from perseus_operator.stragglers import Measurement
 
 JobKey = tuple[str, str]
@@ -22,10 +23,6 @@ _GENERATIONS = (
     'label_replace(min by (namespace, job) (perseus_plan_generation_accepted), "kind", "accepted", "", "")'
     ' or label_replace(min by (namespace, job) (perseus_plan_generation_active), "kind", "active", "", "")'
     ' or label_replace(count by (namespace, job) (perseus_plan_generation_active), "kind", "ranks", "", "")'
-)
-_ENERGY = (
-    'label_replace(sum by (namespace, job) (perseus_gpu_energy_joules_total), "source", "energy", "", "")'
-    " or sum by (namespace, job, source) (perseus_gpu_baseline_joules_total)"
 )
 MAXIMUM_ANSWER_BYTES = 64 * 1024 * 1024
 TIMEOUT_SECONDS = 5.0
@@ -52,15 +49,6 @@ class JobReport:
     ranks: int = 0
 
 
-@dataclass
-class JobEnergy:
-    """Counters of a job's GPUs in joules: energy, and baseline by how it was got."""
-
-    energy: float = 0.0
-    measured: float = 0.0
-    predicted: float = 0.0
-
-
 class Prometheus:
     """A Prometheus server."""
 
@@ -84,18 +72,13 @@ class Prometheus:
             found.setdefault(key, JobReport()).pipelines = pipelines
         return found
 
-    async def energies(self) -> dict[JobKey, JobEnergy]:
-        """Return the energy counters of every job.
+    async def counters(self, window_seconds: float) -> dict[JobKey, JobReadings]:
+        """Return the agents' energy counters of every job over the last seconds.
 
         Raises:
             NoAnswer: Prometheus does not answer.
         """
-        found: dict[JobKey, JobEnergy] = {}
-        for labels, value in await self._query(_ENERGY):
-            energy = found.setdefault(_key(labels), JobEnergy())
-            if labels.get("source") in ("energy", "measured", "predicted"):
-                setattr(energy, labels["source"], value)
-        return found
+        return readings(await self._query(question(window_seconds)))
 
     async def _query(self, query: str) -> list[tuple[dict[str, str], float]]:
         try:

@@ -9,7 +9,6 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.plan import Plan
 
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
-from perseus_operator.prometheus import JobEnergy
 
 Document = dict[str, Any]
 _BAD = {
@@ -20,6 +19,16 @@ _BAD = {
 
 def event(job: Document, condition: Condition, reason: Reason, message: str, now: str) -> Document:
     """Return the event that tells a condition's change."""
+    kind = "Warning" if reason in _BAD else "Normal"
+    return _event(job, kind, reason.value, f"{condition.value}: {message}", now)
+
+
+def report_event(job: Document, message: str, now: str) -> Document:
+    """Return the event that tells what a job that has ended used and saved."""
+    return _event(job, "Normal", Reason.REPORTED.value, message, now)
+
+
+def _event(job: Document, kind: str, reason: str, message: str, now: str) -> Document:
     metadata: dict[str, Any] = job["metadata"]
     return {
         "apiVersion": "v1",
@@ -32,9 +41,9 @@ def event(job: Document, condition: Condition, reason: Reason, message: str, now
             "namespace": metadata["namespace"],
             "uid": metadata["uid"],
         },
-        "type": "Warning" if reason in _BAD else "Normal",
-        "reason": reason.value,
-        "message": f"{condition.value}: {message}",
+        "type": kind,
+        "reason": reason,
+        "message": message,
         "source": {"component": names.MANAGED_BY},
         "reportingComponent": names.MANAGED_BY,
         "reportingInstance": names.MANAGED_BY,
@@ -63,16 +72,3 @@ def straggler_status(plan: Plan, stragglers: Stragglers) -> list[Document]:
         slowdown = stragglers.deadline_seconds / planned_seconds(plan, index) - 1
         found.append({"pipeline": index, "slowdownPermille": max(0, min(1_000_000, round(1000 * slowdown)))})
     return found
-
-
-def savings_status(energy: JobEnergy) -> Document | None:
-    """Return measured savings for the status, None while nothing was counted."""
-    baseline = energy.measured + energy.predicted
-    if energy.energy <= 0 or baseline <= 0:
-        return None
-    return {
-        "permille": max(-100_000, round(1000 * (1 - energy.energy / baseline))),
-        "energyJoules": round(energy.energy),
-        "baselineJoules": round(baseline),
-        "source": "Predicted" if energy.predicted > energy.measured else "Measured",
-    }

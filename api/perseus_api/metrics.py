@@ -13,6 +13,8 @@ from typing import Final
 RANK_LABELS: Final = ("namespace", "job", "pipeline", "stage", "tensor_rank", "pod", "gpu")
 # Labels of the series that only the rank of stage 0, tensor rank 0 of each pipeline has.
 PIPELINE_LABELS: Final = ("namespace", "job", "pipeline", "pod")
+# Value of the recorded series perseus:rules:version: the operator reads recorded series of its own version alone.
+RECORDING_RULES_VERSION: Final = 1
 
 AGENT_METRICS: Final[dict[str, str]] = {
     "perseus_pipeline_seconds": (
@@ -114,6 +116,26 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
     "perseus_operator_replans_total": (
         "Plan generations pushed. Label reason: initial, objective, straggler, recovery, restart."
     ),
+    "perseus_job_straggler_cause_ratio": (
+        "Measured over planned time of each pipeline that is acted on as a straggler. Labels namespace, job, pipeline, "
+        "cause, pod, node, gpu (the last three empty where no GPU is at fault)."
+    ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
+    "perseus_operator_visit_errors_total": (
+        "Visits that failed and are repeated. Label reason: http_STATUS or the error's class."
+    ),
+    "perseus_operator_api_request_seconds": "Histogram: duration of requests to the Kubernetes API. Label verb.",
+    "perseus_operator_api_refusals_total": "Answers of the Kubernetes API with 400 or more, 404 aside. Label code.",
+    "perseus_operator_queue_depth": "Visits that are due and wait for a worker.",
+    "perseus_operator_queue_overdue_seconds": "For how long the longest waiting visit has been due.",
+    "perseus_operator_missed_jobs": "Jobs of which the watch has told nothing while the list shows them.",
+    "perseus_operator_straggler_round_seconds": "Histogram: duration of a straggler round, with Prometheus's answers.",
+    "perseus_operator_plan_confirmation_seconds": (
+        "Histogram: from the scrape that showed a pipeline's change to the scrape that showed a rank's agent holding "
+        "the plan for it, one observation for each rank."
+    ),
+    "perseus_operator_source_errors_total": (
+        "Sources of slowdowns that could not be read. Label source: query, announcement, cause."
+    ),
     "perseus_operator_build_info": "1. Label version.",
 }

@@ -14,7 +14,7 @@ from perseus_daemonset.journal import Journal, sole_holder
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.ownership import PodResources
+from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.web import serve_pages
 
 # A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
@@ -66,7 +66,7 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
-        agent.serve(settings.socket, PodResources(settings.pod_resources).claims, identify)
+        agent.serve(settings.socket, PodResources(settings.pod_resources).claims, cluster.resource_slices, identify)
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:
             stopped.wait()

@@ -74,6 +74,12 @@ class Gpus(Protocol):
             HardwareError: it does not.
         """
 
+    def uuid_of_index(self, index: int) -> str:
+        """Return the UUID of the GPU at an index; raises `HardwareError`."""
+
+    def uuid_of_minor(self, minor: int) -> str:
+        """Return the UUID of the GPU whose device node is ``/dev/nvidiaN``; raises `HardwareError`."""
+
     def uuids(self) -> list[str]:
         """Return the UUIDs of all GPUs that answer.
 

@@ -19,8 +19,8 @@ from perseus_api.messages import BOUNDARY_BYTES, MAXIMUM_MESSAGE_BYTES, Boundary
 from perseus_api.plan import Plan
 
 from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.bounds import MESSAGES_PER_SECOND, Rate
 from perseus_daemonset.caretaker import Caretaker
-from perseus_daemonset.flood import MessageRate
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
 from perseus_daemonset.latency import CALL_SECONDS
@@ -68,7 +68,7 @@ class Lease:
         self.caretaker = caretaker
         self.controller = caretaker.controller
         self.is_open = True
-        self.rate = MessageRate()
+        self.rate = Rate(MESSAGES_PER_SECOND)
         self._connection = connection
         self._mutex = threading.Lock()
 

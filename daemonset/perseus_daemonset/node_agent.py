@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
@@ -13,12 +14,14 @@ from perseus_daemonset.identity import Peer
 from perseus_daemonset.journal import Journal
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.metrics import AgentCollector
-from perseus_daemonset.ownership import DeviceClaim
+from perseus_daemonset.ownership import Ownership
 from perseus_daemonset.plans import PlanStore
+from perseus_daemonset.pod_resources import Claim
 from perseus_daemonset.pods import PodTable
 from perseus_daemonset.registry import Registry
 from perseus_daemonset.release import release_journalled
 from perseus_daemonset.server import Server
+from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
 END_SECONDS = 2.0
@@ -47,11 +50,20 @@ class NodeAgent:
     def serve(
         self,
         path: Path,
-        claims: Callable[[], list[DeviceClaim]],
+        claims: Callable[[], list[Claim]],
+        resource_slices: Callable[[], list[dict[str, Any]]],
         identify_peer: Callable[[socket.socket], Peer],
     ) -> None:
-        """Accept trainers on a Unix socket."""
-        self._server = Server(path, self.registry, self.pods, claims, identify_peer)
+        """Accept trainers on a Unix socket.
+
+        Args:
+            path: of the socket.
+            claims: asks the kubelet who holds which device.
+            resource_slices: reads this node's ResourceSlices.
+            identify_peer: says who is at the other end of a connection.
+        """
+        ownership = Ownership(claims, self._gpus, Slices(resource_slices), self.pods)
+        self._server = Server(path, self.registry, self.pods, ownership, identify_peer)
         self._server.start()
 
     def healthy(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from perseus_api import names
@@ -9,26 +10,37 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.plan import Plan
 
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
+from perseus_operator.visit import StragglerFinding
 
 Document = dict[str, Any]
 _BAD = {
     Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
     Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED, Reason.TRAINING_FAILED, Reason.PLAN_REFUSED,
 }  # fmt: skip
+# Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
+ON_ITS_WAY = frozenset({Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.WAITING})
+_MAXIMUM_EVENT_MESSAGE = 1000
 
 
-def event(job: Document, condition: Condition, reason: Reason, message: str, now: str) -> Document:
-    """Return the event that tells a condition's change."""
-    kind = "Warning" if reason in _BAD else "Normal"
-    return _event(job, kind, reason.value, f"{condition.value}: {message}", now)
+def events(job: Document, changed: Sequence[tuple[Condition, Reason, str]], now: str) -> list[Document]:
+    """Return the events that tell what changed in one visit: one for each trouble, one for everything else together.
+
+    The common event has the reason of the furthest condition.
+    """
+    found = [
+        event(job, reason, f"{condition.value}: {message}", now)
+        for condition, reason, message in changed
+        if reason in _BAD
+    ]
+    good = [each for each in changed if each[1] not in _BAD]
+    if good:
+        words = "; ".join(f"{condition.value}: {message}" for condition, _, message in good)
+        found.append(event(job, good[-1][1], words, now))
+    return found
 
 
-def report_event(job: Document, message: str, now: str) -> Document:
-    """Return the event that tells what a job that has ended used and saved."""
-    return _event(job, "Normal", Reason.REPORTED.value, message, now)
-
-
-def _event(job: Document, kind: str, reason: str, message: str, now: str) -> Document:
+def event(job: Document, reason: Reason, message: str, now: str) -> Document:
+    """Return an event of a job; a warning where the reason is a trouble."""
     metadata: dict[str, Any] = job["metadata"]
     return {
         "apiVersion": "v1",
@@ -41,9 +53,9 @@ def _event(job: Document, kind: str, reason: str, message: str, now: str) -> Doc
             "namespace": metadata["namespace"],
             "uid": metadata["uid"],
         },
-        "type": kind,
-        "reason": reason,
-        "message": message,
+        "type": "Warning" if reason in _BAD else "Normal",
+        "reason": reason.value,
+        "message": message[:_MAXIMUM_EVENT_MESSAGE],
         "source": {"component": names.MANAGED_BY},
         "reportingComponent": names.MANAGED_BY,
         "reportingInstance": names.MANAGED_BY,
@@ -65,10 +77,17 @@ def plan_status(plan: Plan, stragglers: Stragglers) -> Document:
     }
 
 
-def straggler_status(plan: Plan, stragglers: Stragglers) -> list[Document]:
-    """Return the slow pipelines for the status, observed over planned time in thousandths."""
+def straggler_status(findings: list[StragglerFinding]) -> list[Document]:
+    """Return the slow pipelines for the status: observed over planned time in thousandths, cause and place."""
     found = []
-    for index in stragglers.pipelines[:64]:
-        slowdown = stragglers.deadline_seconds / planned_seconds(plan, index) - 1
-        found.append({"pipeline": index, "slowdownPermille": max(0, min(1_000_000, round(1000 * slowdown)))})
+    for each in findings[:64]:
+        place = {"pod": each.finding.pod, "node": each.node, "gpu": each.finding.gpu}
+        found.append(
+            {
+                "pipeline": each.pipeline,
+                "slowdownPermille": max(0, min(1_000_000, round(1000 * (each.ratio - 1)))),
+                "cause": each.finding.cause.value,
+                **{name: value for name, value in place.items() if value},
+            }
+        )
     return found

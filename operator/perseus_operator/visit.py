@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perseus_api.plan import Plan
 
+from perseus_operator.causes import Finding
 from perseus_operator.children import Document
 from perseus_operator.conditions import Story
 from perseus_operator.ledger import Totals
 from perseus_operator.monitor import JobKey
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile
+
+
+@dataclass(frozen=True)
+class StragglerFinding:
+    """A straggler as it is told.
+
+    Attributes:
+        pipeline: index.
+        ratio: measured (or announced) over planned time.
+        finding: cause, pod and GPU.
+        node: that the pod runs on; empty where it is not known.
+    """
+
+    pipeline: int
+    ratio: float
+    finding: Finding
+    node: str
 
 
 @dataclass
@@ -24,6 +42,7 @@ class Visit:
         story: its conditions.
         plan: that holds, once known.
         stragglers: the situation that the plan is made for.
+        findings: of the stragglers, the slowest first.
         profile: once loaded.
         ended: outcome of training and when it ended (wall-clock seconds), once it has.
         totals: accounted since the job began, as last written down.
@@ -36,6 +55,7 @@ class Visit:
     story: Story
     plan: Plan | None = None
     stragglers: Stragglers | None = None
+    findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
     ended: tuple[str, float] | None = None
     totals: Totals | None = None

@@ -10,15 +10,23 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.ownership import PodResources
+from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.pods import Pod
 from prometheus_client import generate_latest
+
+
+def slices(folder: Path) -> list[dict[str, Any]]:
+    """The node's ResourceSlices, which a test writes into a file."""
+    path = folder / "slices.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
 
 
 def main() -> None:
@@ -28,7 +36,12 @@ def main() -> None:
     with sole_holder(folder / "journal"):
         agent = NodeAgent(Nvml(), journal, float(sys.argv[2]))
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
-        agent.serve(folder / "agent.sock", PodResources(folder).claims, lambda peer: identify(peer, folder / "proc"))
+        agent.serve(
+            folder / "agent.sock",
+            PodResources(folder).claims,
+            lambda: slices(folder),
+            lambda peer: identify(peer, folder / "proc"),
+        )
         print("{}", flush=True)
         for line in sys.stdin:
             command = json.loads(line)

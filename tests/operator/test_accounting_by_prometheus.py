@@ -22,6 +22,7 @@ import pytest
 from perseus_operator.accounts import Accounts
 from perseus_operator.ledger import Ledger, Situation
 from perseus_operator.prometheus import Prometheus
+from perseus_operator.transport import Connection, PrometheusAddress
 
 from testbed.execution import wait_until
 
@@ -128,7 +129,7 @@ async def test_a_job_killed_and_resumed_under_an_operator_killed_and_resumed_cou
     agents: Agents, prometheus_url: str
 ) -> None:
     async with aiohttp.ClientSession() as session:
-        prometheus = Prometheus(prometheus_url, session)
+        prometheus = Prometheus(Connection(PrometheusAddress(prometheus_url), session))
 
         def operator(ledger: Ledger) -> Accounts:
             accounts = Accounts(lambda _key: Situation.PLANNED, enabled=True)

@@ -6,12 +6,12 @@ import logging
 from datetime import UTC, datetime
 
 from perseus_api import names
-from perseus_api.conditions import Condition
+from perseus_api.conditions import Condition, Reason
 
 from perseus_operator.children import Document
 from perseus_operator.client import EVENT, Api, ApiRefusal
 from perseus_operator.report import report_sentence, savings_status
-from perseus_operator.status import event, plan_status, report_event, straggler_status
+from perseus_operator.status import ON_ITS_WAY, event, events, plan_status, straggler_status
 from perseus_operator.visit import Visit
 
 logger = logging.getLogger("perseus.operator")
@@ -44,8 +44,8 @@ class StatusStep:
             status["profile"] = {"name": reference, "checksum": visit.profile.checksum}
         if visit.plan is not None and visit.stragglers is not None:
             status["plan"] = plan_status(visit.plan, visit.stragglers)
-            if visit.stragglers.pipelines:
-                status["stragglers"] = straggler_status(visit.plan, visit.stragglers)
+            if visit.findings:
+                status["stragglers"] = straggler_status(visit.findings)
         elif "plan" in before:
             status["plan"] = before["plan"]
         savings = savings_status(visit.totals) if visit.totals is not None else None
@@ -60,18 +60,20 @@ class StatusStep:
         await self._api.apply(document, "status")
         await self._tell_events(visit, known, now)
         if visit.report is not None and "report" not in before:
-            await self._create(report_event(job, report_sentence(visit.report), now))
+            await self._create(event(job, Reason.REPORTED, report_sentence(visit.report), now))
 
     async def _tell_events(self, visit: Visit, known: list[Document], now: str) -> None:
         earlier = {each["type"]: (each["status"], each["reason"]) for each in known}
-        for condition, (status, reason, message) in visit.story.told.items():
-            if (
-                condition is Condition.READY
-                or status == "Unknown"
-                or earlier.get(condition.value) == (status, reason.value)
-            ):
-                continue
-            await self._create(event(visit.job, condition, reason, message, now))
+        changed = [
+            (condition, reason, message)
+            for condition, (status, reason, message) in visit.story.told.items()
+            if condition is not Condition.READY
+            and status != "Unknown"
+            and reason not in ON_ITS_WAY
+            and earlier.get(condition.value) != (status, reason.value)
+        ]
+        for document in events(visit.job, changed, now):
+            await self._create(document)
 
     async def _create(self, document: Document) -> None:
         try:

@@ -72,6 +72,10 @@ crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 dashboards: venv ## Write the Grafana dashboards' JSON into the chart
 	@$(PYTHON_BIN) -m dashboards
 
+.PHONY: pictures
+pictures: venv ## Play the demonstration and draw what the dashboards show of it into docs/pictures
+	@$(PYTHON_BIN) -m demo.pictures
+
 .PHONY: docs
 docs: venv ## Build the documentation into build/site, every link checked
 	@.venv/bin/mkdocs build --strict --quiet

@@ -17,6 +17,7 @@ from perseus_operator.ledger import Ledger, Situation
 from perseus_operator.prometheus import NoAnswer
 
 ROUND_SECONDS = 15.0
+WRITE_SECONDS = 60.0
 LONGEST_WINDOW_SECONDS = 86_400.0
 # An agent shows the counters of a pod that is gone for a little over two minutes.
 REMEMBER_GONE_SECONDS = 600.0
@@ -42,9 +43,19 @@ class Accounts:
         enabled: whether there is a Prometheus at all.
     """
 
-    def __init__(self, situation: Callable[[JobKey], Situation], enabled: bool) -> None:
-        """Keep ledgers; `situation` says what a job is doing now."""
+    def __init__(
+        self, situation: Callable[[JobKey], Situation], ask_for_visit: Callable[[JobKey], None], enabled: bool
+    ) -> None:
+        """Keep ledgers.
+
+        Args:
+            situation: says what a job is doing now.
+            ask_for_visit: has a job visited, that its ledger be written down.
+            enabled: whether there is a Prometheus at all.
+        """
         self.enabled = enabled
+        self._ask = ask_for_visit
+        self._asked: dict[JobKey, float] = {}
         self._situation = situation
         self._ledgers: dict[JobKey, Ledger] = {}
         self._gone: dict[JobKey, tuple[float, frozenset[str]]] = {}
@@ -64,6 +75,7 @@ class Accounts:
     def forget(self, key: JobKey) -> None:
         """Close the ledger of a job that is gone; its pods stay known: the next job of its name owes nothing."""
         ledger = self._ledgers.pop(key, None)
+        self._asked.pop(key, None)
         if ledger is not None:
             self._gone[key] = (time.time() + REMEMBER_GONE_SECONDS, ledger.pods)
 
@@ -97,7 +109,16 @@ class Accounts:
         since = now - window - OVERLAP_SECONDS
         for key, ledger in self._ledgers.items():
             foreign = self._gone.get(key, (0.0, frozenset()))[1]
+            before = ledger.totals.model_copy()
             ledger.take(found.get(key, JobReadings()), now, self._situation(key), since, foreign)
+            if ledger.totals != before:
+                self._ask_in_time(key)
+
+    def _ask_in_time(self, key: JobKey) -> None:
+        now = time.monotonic()
+        if now >= self._asked.get(key, float("-inf")) + WRITE_SECONDS:
+            self._asked[key] = now
+            self._ask(key)
 
 
 def _window_seconds(ledgers: Iterable[Ledger], now: float) -> float:

@@ -70,7 +70,9 @@ class Operator:
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
         monitor = Monitor(lambda key: queue_box[0].add(key))
-        accounts = Accounts(monitor.situation, enabled=bool(self._settings.prometheus.url))
+        accounts = Accounts(
+            monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
+        )
         reconciler = Reconciler(api, self._settings, monitor, accounts)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)

@@ -132,7 +132,7 @@ async def test_a_job_killed_and_resumed_under_an_operator_killed_and_resumed_cou
         prometheus = Prometheus(Connection(PrometheusAddress(prometheus_url), session))
 
         def operator(ledger: Ledger) -> Accounts:
-            accounts = Accounts(lambda _key: Situation.PLANNED, enabled=True)
+            accounts = Accounts(lambda _key: Situation.PLANNED, lambda _key: None, enabled=True)
             accounts.open(JOB, ledger)
             return accounts
 

@@ -190,7 +190,8 @@ def test_nothing_of_a_job_enters_the_question() -> None:
 
 
 async def test_a_job_of_the_same_name_gets_books_of_its_own() -> None:
-    accounts = Accounts(lambda _key: Situation.PLANNED, enabled=True)
+    asked: list[tuple[str, str]] = []
+    accounts = Accounts(lambda _key: Situation.PLANNED, asked.append, enabled=True)
     accounts.open(JOB, ledger(at("old", energy=100)))
     assert accounts.find(JOB, "another") is None
     accounts.open(JOB, Ledger("another"))
@@ -203,6 +204,8 @@ async def test_a_job_of_the_same_name_gets_books_of_its_own() -> None:
     found = accounts.find(JOB, "another")
     assert found is not None
     assert found.totals.energy_joules == 7
+    await accounts.read(Source())
+    assert asked == [JOB], "to be written down once a minute, and only if something has changed"
 
 
 def test_a_report_says_in_integers_what_the_books_say() -> None:

@@ -58,6 +58,10 @@ bench: venv ## Benchmarks; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -m benchmarks
 
+.PHONY: bench-stragglers
+bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
+	@$(PYTHON_BIN) -m benchmarks.stragglers
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

@@ -120,6 +120,10 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "Measured over planned time of each pipeline that is acted on as a straggler. Labels namespace, job, pipeline, "
         "cause, pod, node, gpu (the last three empty where no GPU is at fault)."
     ),
+    "perseus_job_profile_correction_ratio": (
+        "Factor on the profile's times that is furthest from 1, of the frontier in force; 1 where nothing has drifted. "
+        "Labels namespace, job."
+    ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
     "perseus_operator_visit_errors_total": (
         "Visits that failed and are repeated. Label reason: http_STATUS or the error's class."
@@ -135,7 +139,7 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "the plan for it, one observation for each rank."
     ),
     "perseus_operator_source_errors_total": (
-        "Sources of slowdowns that could not be read. Label source: query, announcement, cause."
+        "Sources of slowdowns that could not be read. Label source: query, announcement, cause, drift."
     ),
     "perseus_operator_build_info": "1. Label version.",
 }

@@ -22,6 +22,8 @@ COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "train
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
+ENV_CORRECTIONS = "PERSEUS_PROFILE_CORRECTIONS"
+CORRECTIONS_KEY = "corrections.json"
 PROFILE_FOLDER = "/profile"
 _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
 _KEEP_OPTIMISER_SECONDS = 3600
@@ -38,6 +40,8 @@ class Builder:
         self.uid: str = metadata["uid"]
         self._spec = spec
         self._settings = settings
+        # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
+        self.corrections = ""
 
     @property
     def optimiser_name(self) -> str:
@@ -55,6 +59,8 @@ class Builder:
         name = names.frontier_config_map_name(self.name)
         document = self._child("v1", "ConfigMap", name, COMPONENT_OPTIMISER)
         document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_FRONTIER
+        if self.corrections:
+            document["data"] = {CORRECTIONS_KEY: self.corrections}
         return _hashed(document)
 
     def optimiser_access(self) -> list[Document]:
@@ -89,6 +95,7 @@ class Builder:
                 {"name": ENV_CHECKSUM, "value": checksum},
                 {"name": ENV_FRONTIER, "value": names.frontier_config_map_name(self.name)},
                 {"name": names.ENV_NAMESPACE, "value": self.namespace},
+                *([{"name": ENV_CORRECTIONS, "value": self.corrections}] if self.corrections else []),
             ],
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
             "securityContext": {

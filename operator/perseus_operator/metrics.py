@@ -35,6 +35,7 @@ RECONCILE_SECONDS = Histogram(
 )
 RECONCILES = _counter("perseus_operator_reconciles_total", "outcome")
 API_WRITES = _counter("perseus_operator_api_writes_total", "kind", "verb")
+CORRECTION_RATIO = _gauge("perseus_job_profile_correction_ratio", "namespace", "job")
 CAUSE_RATIO = _gauge("perseus_job_straggler_cause_ratio", "namespace", "job", "pipeline", "cause", "pod", "node", "gpu")
 ROUND_SECONDS = Histogram(
     "perseus_operator_straggler_round_seconds",
@@ -89,7 +90,7 @@ def tell_causes(namespace: str, job: str, found: dict[tuple[str, ...], float]) -
 
 def forget_job(namespace: str, job: str, pipelines: int) -> None:
     """Take a deleted job's series away."""
-    for gauge in (PLAN_GENERATION, SLOWDOWN_RATIO, PREDICTED_SAVINGS):
+    for gauge in (PLAN_GENERATION, SLOWDOWN_RATIO, PREDICTED_SAVINGS, CORRECTION_RATIO):
         _remove(gauge, namespace, job)
     tell_causes(namespace, job, {})
     for pipeline in range(pipelines):

@@ -19,6 +19,7 @@ from perseus_api.plan import Plan
 
 from perseus_operator import metrics
 from perseus_operator.causes import Cause, Facts, Finding, ask_facts, find_cause
+from perseus_operator.drift import DriftWatch, Work
 from perseus_operator.ledger import Situation
 from perseus_operator.measurements import PipelineVoice
 from perseus_operator.planning import Stragglers, planned_seconds
@@ -30,6 +31,7 @@ from perseus_operator.transport import Connection
 ROUND_SECONDS = 0.5
 FIRST_LOOK_SECONDS = 8.0
 CAUSE_SECONDS = 2.0
+DRIFT_SECONDS = 20.0
 HISTORY_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
 __all__ = ["JobKey", "Monitor", "WatchedJob"]
@@ -51,6 +53,7 @@ class WatchedJob:
         shown_seconds: monotonic time of the scrape that showed what the plan answers; None if it answers nothing.
         confirmed: ranks that hold the plan, as counted so far.
         missed: whether it was resumed and its history not yet read.
+        drift: of its instructions from the profile.
     """
 
     plan: Plan
@@ -64,6 +67,7 @@ class WatchedJob:
     shown_seconds: float | None = None
     confirmed: int = 0
     missed: bool = False
+    drift: DriftWatch = field(default_factory=DriftWatch)
 
 
 class Monitor:
@@ -122,7 +126,7 @@ class Monitor:
         watch.changed(before, plan, stragglers, spec.straggler, now)
         job = self._jobs[key] = WatchedJob(plan, spec, watch, stragglers, shown_seconds=shown, silent_since=now)
         if known is not None:
-            job.report, job.silent_since = known.report, known.silent_since
+            job.report, job.silent_since, job.drift = known.report, known.silent_since, known.drift
             job.causes = {index: each for index, each in known.causes.items() if index in stragglers.pipelines}
 
     def settled(self, key: JobKey, spec: PerseusJobSpec, stragglers: Stragglers) -> None:
@@ -132,6 +136,15 @@ class Monitor:
             job.watch.settle(stragglers, spec.straggler, time.monotonic())
             job.spec = spec
             job.causes = {index: each for index, each in job.causes.items() if index in stragglers.pipelines}
+
+    def take_drift(self, key: JobKey) -> dict[Work, float]:
+        """Hand over a drift that has become sure: the frontier is made anew for it."""
+        job = self._jobs.get(key)
+        if job is None or not job.drift.factors:
+            return {}
+        factors = job.drift.factors
+        job.drift.corrected(time.monotonic())
+        return factors
 
     def forget(self, key: JobKey) -> None:
         """Watch a job no more."""
@@ -149,7 +162,7 @@ class Monitor:
     async def run(self, connection: Connection) -> None:
         """Make rounds until cancelled."""
         prometheus = Prometheus(connection)
-        cause_at = 0.0
+        cause_at = drift_at = 0.0
         while True:
             begin = time.monotonic()
             if self._jobs:
@@ -158,6 +171,9 @@ class Monitor:
                 await self._round(prometheus)
                 if with_causes and self.answered:
                     await self._find_causes(connection)
+                if begin >= drift_at and self.answered:
+                    drift_at = begin + DRIFT_SECONDS
+                    await self._find_drifts(prometheus)
                 metrics.ROUND_SECONDS.observe(time.monotonic() - begin)
             took = time.monotonic() - begin
             await asyncio.sleep(max(took, ROUND_SECONDS - took, 0.05))
@@ -239,6 +255,19 @@ class Monitor:
                 if known is None or (found.cause is not Cause.UNKNOWN and _place(found) != _place(known)):
                     job.causes[index] = found
                     self._ask(key)
+
+    async def _find_drifts(self, prometheus: Prometheus) -> None:
+        """Ask whether the profiles still hold, once for all jobs."""
+        try:
+            drifts = await prometheus.drifts()
+        except NoAnswer as error:
+            metrics.SOURCE_ERRORS.labels(source="drift").inc()
+            logger.warning("drift of instructions: %s", error)
+            return
+        now = time.monotonic()
+        for key, job in self._jobs.items():
+            if job.drift.look(drifts.get(key, {}), job.spec.straggler.drift_percent, now):
+                self._ask(key)
 
     def _cause(self, key: JobKey, job: WatchedJob, index: int, facts: Facts) -> Finding:
         evidence = job.watch.evidence.get(index)

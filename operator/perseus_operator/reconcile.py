@@ -42,7 +42,7 @@ class Reconciler:
         self._api = api
         self._settings = settings
         self._monitor = monitor
-        self._frontier = FrontierStep(api)
+        self._frontier = FrontierStep(api, monitor.take_drift)
         self._plan = PlanStep(api, settings, monitor)
         self._account = AccountStep(api, accounts)
         self._status = StatusStep(api)

@@ -80,6 +80,7 @@ def valid_job() -> Document:
                 "dwellSeconds": 20,
                 "holdSeconds": 120,
                 "query": "site:slowdown:ratio",
+                "driftPercent": 5,
             },
             "accounting": {"baselineIterations": 10},
             "template": {

@@ -50,7 +50,7 @@ test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatr
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness dashboards
 	@.venv/bin/lint-imports
 
 .PHONY: bench
@@ -71,6 +71,14 @@ crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
 	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: dashboards
+dashboards: venv ## Write the Grafana dashboards' JSON into the chart
+	@$(PYTHON_BIN) -m dashboards
+
+.PHONY: pictures
+pictures: venv ## Play the demonstration and draw what the dashboards show of it into docs/pictures
+	@$(PYTHON_BIN) -m demo.pictures
 
 .PHONY: docs
 docs: venv ## Build the documentation into build/site, every link checked

@@ -18,7 +18,7 @@ from perseus_operator.settings import Settings
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
-COMPONENT_OPTIMISER, COMPONENT_TRAINER = "optimiser", "trainer"
+COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "trainer", "accounts"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
@@ -191,6 +191,14 @@ class Builder:
             },
             "binaryData": {names.PLAN_KEY: encoded},
         }
+
+    def report_config_map(self, report: str, ledger: str) -> Document:
+        """Return the ConfigMap with the job's books (for the operator) and report (for people), owned by the job."""
+        document = self._child("v1", "ConfigMap", names.report_config_map_name(self.name), COMPONENT_ACCOUNTS)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_REPORT
+        document["data"] = {names.REPORT_KEY: report}
+        document["binaryData"] = {names.LEDGER_KEY: ledger}
+        return document
 
     def _training_variables(self) -> list[Document]:
         parallelism = self._spec.parallelism

@@ -16,6 +16,7 @@ from typing import Any
 from perseus_api.instructions import Instruction
 from perseus_api.metrics import RECORDING_RULES_VERSION
 
+from perseus_operator.counters import JobReadings, question, readings
 from perseus_operator.drift import Bounds, Work
 from perseus_operator.measurements import Measurement
 from perseus_operator.transport import Connection, NoAnswer, Sample, samples
@@ -33,10 +34,6 @@ _RAW_GENERATIONS = " or ".join(
     for name, kind in ((_ACCEPTED, "accepted"), (_ACTIVE, "active"))
 )
 _RECORDED_GENERATIONS = '{__name__="perseus:plan_generation:ranks"}'
-_ENERGY = (
-    'label_replace(sum by (namespace, job) (perseus_gpu_energy_joules_total), "source", "energy", "", "")'
-    " or sum by (namespace, job, source) (perseus_gpu_baseline_joules_total)"
-)
 _SLOWDOWN_OF_WORK = " / ".join(
     f"sum by (namespace, job, pipeline, stage, instruction) (rate(perseus_instruction_{kind}_seconds_total[2m]))"
     for kind in ("compared", "expected")
@@ -51,9 +48,10 @@ _RULES_SECONDS = 30.0
 _SLOTS = {_SECONDS: 0, _ITERATION: 1, _BEGIN: 2, "scraped": 3}
 _HISTORY = f"{_SECONDS}[3m]"
 _HISTORY_TIMEOUT_SECONDS = 10.0
+_COUNTERS_TIMEOUT_SECONDS = 10.0
 _INSTRUCTIONS = frozenset(each.value for each in Instruction)
 
-__all__ = ["JobEnergy", "JobKey", "JobReport", "NoAnswer", "Prometheus"]
+__all__ = ["JobKey", "JobReport", "NoAnswer", "Prometheus"]
 
 
 @dataclass
@@ -88,15 +86,6 @@ class JobReport:
     def least_active(self) -> int:
         """The lowest generation that a rank runs."""
         return min(self.active, default=0)
-
-
-@dataclass
-class JobEnergy:
-    """Counters of a job's GPUs in joules: energy, and baseline by how it was got."""
-
-    energy: float = 0.0
-    measured: float = 0.0
-    predicted: float = 0.0
 
 
 class Prometheus:
@@ -135,18 +124,13 @@ class Prometheus:
             report.answered_seconds = now
         return found
 
-    async def energies(self) -> dict[JobKey, JobEnergy]:
-        """Return the energy counters of every job.
+    async def counters(self, window_seconds: float) -> dict[JobKey, JobReadings]:
+        """Return the agents' energy counters of every job over the last seconds.
 
         Raises:
             NoAnswer: Prometheus does not answer.
         """
-        found: dict[JobKey, JobEnergy] = {}
-        for labels, value in samples(await self._connection.ask(_ENERGY)):
-            energy = found.setdefault(_key(labels), JobEnergy())
-            if labels.get("source") in ("energy", "measured", "predicted"):
-                setattr(energy, labels["source"], value)
-        return found
+        return readings(samples(await self._connection.ask(question(window_seconds), _COUNTERS_TIMEOUT_SECONDS)))
 
     async def drifts(self) -> dict[JobKey, dict[Work, Bounds]]:
         """Return what the instructions of every job's stages take over what they should.

@@ -127,6 +127,20 @@ def valid_status() -> Document:
             }
         ],
         "savings": {"permille": 158, "energyJoules": 84, "baselineJoules": 100, "source": "Measured"},
+        "report": {
+            "outcome": "Succeeded",
+            "ended": "2026-01-01T00:00:00Z",
+            "iterations": 100,
+            "energyJoules": 84,
+            "baselineJoules": 100,
+            "savedJoules": 16,
+            "savedIntrinsicJoules": 15,
+            "savedStragglerJoules": 1,
+            "savingsPermille": 160,
+            "slowdownPermille": 2,
+            "planSlowdownPermille": 1,
+            "source": "Measured",
+        },
         "profile": {"name": "profile", "checksum": "sha256:" + "0" * 64},
     }
 

@@ -7,7 +7,8 @@ from perseus_api.job import PerseusJobSpec
 
 from perseus_operator.children import Builder
 from perseus_operator.client import Api, ApiRefusal
-from perseus_operator.upkeep import ensure, job_condition
+from perseus_operator.report import FAILED, SUCCEEDED
+from perseus_operator.upkeep import condition_unix_seconds, ensure, job_condition
 from perseus_operator.visit import Visit
 
 
@@ -27,10 +28,12 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
         visit.story.say(Condition.WORKLOAD_READY, False, Reason.TEMPLATE_REFUSED, f"spec.template: {refusal}")
         return False
     if job_condition(job, "Complete") is not None:
+        visit.ended = (SUCCEEDED, condition_unix_seconds(job, "Complete"))
         visit.story.say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, f"all {ranks} ranks finished")
         return False
     failed = job_condition(job, "Failed")
     if failed is not None:
+        visit.ended = (FAILED, condition_unix_seconds(job, "Failed"))
         visit.story.say(Condition.WORKLOAD_READY, False, Reason.TRAINING_FAILED, failed)
         return False
     ready = int((job.get("status") or {}).get("ready") or 0)

@@ -50,7 +50,7 @@ test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatr
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness dashboards
 	@.venv/bin/lint-imports
 
 .PHONY: bench
@@ -66,6 +66,10 @@ bench-kills: venv native ## A thousand deaths at random moments: locks left, bys
 .PHONY: bench-agent
 bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (cargo; built once, in a cache)
 	@$(PYTHON_BIN) -m benchmarks.agent
+
+.PHONY: bench-stragglers
+bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
+	@$(PYTHON_BIN) -m benchmarks.stragglers
 
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
@@ -84,6 +88,14 @@ crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
 	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: dashboards
+dashboards: venv ## Write the Grafana dashboards' JSON into the chart
+	@$(PYTHON_BIN) -m dashboards
+
+.PHONY: pictures
+pictures: venv ## Play the demonstration and draw what the dashboards show of it into docs/pictures
+	@$(PYTHON_BIN) -m demo.pictures
 
 .PHONY: docs
 docs: venv ## Build the documentation into build/site, every link checked

@@ -69,6 +69,8 @@ class Reason(StrEnum):
     NO_STRAGGLER = "NoStraggler"
     NO_MEASUREMENTS = "NoMeasurements"
     STRAGGLERS_IGNORED = "StragglersIgnored"  # spec.straggler.enabled is false
+    # No condition's: the event at the end of a job
+    REPORTED = "Reported"
     # Ready (else the reason of the first condition that is not well), and any condition that waits for an earlier one
     RUNNING = "Running"
     WAITING = "Waiting"

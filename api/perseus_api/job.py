@@ -79,7 +79,8 @@ class StragglerPolicy(_Part):
 
     `window_iterations` are looked at for a small slowdown in noise, fewer where they suffice. Nobody is made slower
     twice within `dwell_seconds`. Without measurements the last decision holds for `hold_seconds`. `query` is PromQL
-    that gives slowdowns by the label `pipeline`.
+    that gives slowdowns by the label `pipeline`. Where instructions of all pipelines take more than `drift_percent`
+    longer or shorter than the profile says, the frontier is made anew from corrected times; 0: never.
     """
 
     enabled: bool = True
@@ -89,6 +90,7 @@ class StragglerPolicy(_Part):
     dwell_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
     hold_seconds: Annotated[int, Field(ge=5, le=86_400)] = 120
     query: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    drift_percent: Annotated[int, Field(ge=0, le=100)] = 5
 
     @model_validator(mode="after")
     def _consistent(self) -> StragglerPolicy:

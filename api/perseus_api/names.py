@@ -35,6 +35,7 @@ QUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-cla
 DOCUMENT_PLAN: Final = "plan"
 DOCUMENT_FRONTIER: Final = "frontier"
 DOCUMENT_PROFILE: Final = "profile"
+DOCUMENT_REPORT: Final = "report"
 
 # Field managers of server-side apply, one for each program.
 FIELD_MANAGER_OPERATOR: Final = "perseus-operator"
@@ -45,6 +46,8 @@ PROFILE_CSV_KEY: Final = "profile.csv"
 PROFILE_HEADER_KEY: Final = "header.json"
 FRONTIER_KEY: Final = "frontier.json.gz"  # binaryData
 PLAN_KEY: Final = "plan.json.gz"  # binaryData
+REPORT_KEY: Final = "report.json"
+LEDGER_KEY: Final = "ledger.json.gz"  # binaryData
 
 # Paths and environment of training pods.
 SOCKET_FOLDER: Final = "/run/perseus"
@@ -83,3 +86,8 @@ def plan_config_map_name(namespace: str, name: str) -> str:
 def frontier_config_map_name(name: str) -> str:
     """Return the name of a job's frontier ConfigMap, beside the job."""
     return f"{name}-frontier"
+
+
+def report_config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap with a job's books and report, beside the job."""
+    return f"{name}-report"

@@ -6,43 +6,39 @@ rules. The fleet exists as metrics only (`exporter`).
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
-import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from perseus_api import names
-from perseus_operator.client import CONFIG_MAP, Api
-from perseus_planner import Pipeline, frontier
-from perseus_simulator.testing import example_profile
+
+from harness.client import Client
+from harness.controlplane import free_port, running
+from harness.objects import core_path, frontier_data, frontier_of, job_path, profile_config_map
+from harness.operator import OperatorProcess
+from harness.prometheus_server import PrometheusServer
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS, PIPELINES, PAGES, NAMESPACES = 1000, 10, 20, 10
+STAGES, MICROBATCHES = 1, 12
 SCRAPE_SECONDS = 10.0
 MEASURED_SECONDS = 60.0
-sys.path.insert(0, str(ROOT / "tests" / "operator"))
 
 
 def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
     """Return durations of rounds, size of the operator, and how a straggler is answered at that size."""
-    from bare import CSV, HEADER, OperatorProcess, bare_cluster, free_port
-    from perseus_operator.profiles import profile_checksum
-    from real_prometheus import PrometheusServer
-
-    found = frontier(example_profile(), Pipeline(1, 12), profile_checksum=profile_checksum(CSV, HEADER))
+    found = frontier_of(STAGES, MICROBATCHES)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        cluster = stack.enter_context(bare_cluster(folder))
-        os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+        plane = stack.enter_context(running(folder))
         port, control = free_port(), folder / "control.json"
         period = found.plans[0].iteration_seconds
         exporter = subprocess.Popen(
@@ -54,33 +50,37 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
         prometheus.paths = [f"/metrics/{page}" for page in range(PAGES)]
         prometheus.start()
         stack.callback(prometheus.stop)
-        operator = OperatorProcess(cluster, free_port())
-        operator.environment["PERSEUS_PROMETHEUS_URL"] = prometheus.url
+        log = folder / "operator.log"
+        operator = OperatorProcess(plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
         operator.start()
         stack.callback(operator.kill)
         begin = time.monotonic()
-        asyncio.run(_apply(jobs, CSV, HEADER, base64.b64encode(found.encode()).decode()))
-        _wait("all plans are written", lambda: _count(operator.metrics(), "perseus_job_plan_generation") >= jobs, 1200)
+        _apply(plane.client, jobs)
+        _wait(
+            "all plans are written",
+            lambda: _count(operator.page("metrics")[1], "perseus_job_plan_generation") >= jobs,
+            1200,
+        )
         settled = time.monotonic() - begin
         time.sleep(3 * SCRAPE_SECONDS)
         rounds, sizes, queries = [], [], []
-        before = operator.metrics()
+        before = operator.page("metrics")[1]
         asked = _prometheus_queries(prometheus)
         until = time.monotonic() + MEASURED_SECONDS
         while time.monotonic() < until:
             time.sleep(2)
-            now = operator.metrics()
+            now = operator.page("metrics")[1]
             count = _value(now, "round_seconds_count") - _value(before, "round_seconds_count")
             if count:
                 rounds.append((_value(now, "round_seconds_sum") - _value(before, "round_seconds_sum")) / count)
                 more = _prometheus_queries(prometheus)
                 queries.append((more - asked) / count)
                 before, asked = now, more
-            sizes.append(_resident_megabytes(operator.pid))
+            sizes.append(operator.megabytes)
         control.write_text(json.dumps({"slow": {"job-7/3": 1.2}}))
         injected = time.monotonic()
-        plan = lambda: cluster.plan("fleet-7", "job-7")  # noqa: E731
-        _wait("the straggler is answered", lambda: (now := plan()) is not None and now.generation > 1, 60)
+        generation = 'perseus_job_plan_generation{job="job-7",namespace="fleet-7"} '
+        _wait("the straggler is answered", lambda: f"{generation}2.0" in operator.page("metrics")[1], 60)
         return {
             "jobs": jobs,
             "pipelines": jobs * PIPELINES,
@@ -94,43 +94,28 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
         }
 
 
-async def _apply(jobs: int, csv_text: str, header: str, encoded: str) -> None:
-    api = await Api.connect("bench")
-    limit = asyncio.Semaphore(16)
+def _apply(client: Client, jobs: int) -> None:
+    """Create all jobs, and play their optimisation pods."""
+    for number in range(NAMESPACES):
+        namespace = f"fleet-{number}"
+        metadata = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        client.post("/api/v1/namespaces", metadata)
+        client.post(core_path("configmaps", namespace), profile_config_map(stages=STAGES))
+    filled = {"binaryData": frontier_data(STAGES, MICROBATCHES)}
 
-    async def one(number: int) -> None:
-        async with limit:
-            namespace, name = f"fleet-{number % NAMESPACES}", f"job-{number}"
-            await api.apply(_job(namespace, name))
-            patch = {"binaryData": {names.FRONTIER_KEY: encoded}}
-            for _ in range(600):
-                done = await api.merge(CONFIG_MAP, namespace, names.frontier_config_map_name(name), patch)
-                if done is not None:
-                    return
-                await asyncio.sleep(1)
-            raise TimeoutError(f"{name} got no frontier ConfigMap")
+    def create(number: int) -> None:
+        namespace = f"fleet-{number % NAMESPACES}"
+        client.post(job_path(namespace), _job(namespace, f"job-{number}"))
 
-    try:
-        for number in range(NAMESPACES):
-            namespace = f"fleet-{number}"
-            process = await asyncio.create_subprocess_exec(
-                _kubectl(), "--kubeconfig", os.environ["KUBECONFIG"], "create", "namespace", namespace,
-                stdout=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-            await process.wait()
-            data = {names.PROFILE_CSV_KEY: csv_text, names.PROFILE_HEADER_KEY: header}
-            metadata = {"name": "profile", "namespace": namespace}
-            await api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
-        await asyncio.gather(*(one(number) for number in range(jobs)))
-    finally:
-        await api.close()
+    def optimise(number: int) -> None:
+        namespace = f"fleet-{number % NAMESPACES}"
+        path = core_path("configmaps", namespace, names.frontier_config_map_name(f"job-{number}"))
+        _wait("the frontier's ConfigMap", lambda: client.get(path), 600)
+        client.merge(path, filled)
 
-
-def _kubectl() -> str:
-    from testbed import binaries
-    from testbed.folders import Folders
-
-    return str(binaries.build(Folders.from_environment().cache)["kubectl"])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(create, range(jobs)))
+        list(pool.map(optimise, range(jobs)))
 
 
 def _job(namespace: str, name: str) -> dict[str, Any]:
@@ -140,7 +125,7 @@ def _job(namespace: str, name: str) -> dict[str, Any]:
         "kind": names.KIND,
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "parallelism": {"stages": 1, "pipelines": PIPELINES, "microbatches": 12},
+            "parallelism": {"stages": STAGES, "pipelines": PIPELINES, "microbatches": MICROBATCHES},
             "profiling": {"profileRef": {"name": "profile"}},
             "template": {"spec": {"containers": [container]}},
         },
@@ -169,11 +154,3 @@ def _prometheus_queries(prometheus: Any) -> float:
     pattern = r'^prometheus_http_requests_total\{code="200",handler="/api/v1/query"\} (\S+)$'
     found = re.search(pattern, page, re.MULTILINE)
     return float(found.group(1)) if found else 0.0
-
-
-def _resident_megabytes(process: int) -> float:
-    text = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    if found is None:
-        raise ValueError(f"process {process} tells no size")
-    return int(found.group(1)) / 1024

@@ -18,6 +18,9 @@ from perseus_daemonset.lease import Lease, RankKey
 from perseus_daemonset.plans import JobKey, PlanStore
 from perseus_daemonset.pods import Pod
 
+# Longer than two scrapes of a Prometheus in its default setting (one minute).
+SHOW_CLOSED_SECONDS = 130.0
+
 
 class Registry:
     """Leases, accounts, and a caretaker for each GPU that was ever leased.
@@ -57,6 +60,7 @@ class Registry:
         self._accounts: dict[RankKey, RankAccount] = {}
         self._followers: dict[RankKey, Lease] = {}
         self._pods: dict[RankKey, str] = {}
+        self._closed: dict[RankKey, tuple[RankAccount, float]] = {}  # until when they are shown
         self._caretakers: dict[str, Caretaker] = {}
         plans.on_change = self._plan_changed
 
@@ -86,6 +90,7 @@ class Registry:
             holder = self._leases.get(key.gpu)
             if holder is not None and holder.pod.uid != pod.uid:
                 raise ValueError(f"{key.gpu} is leased to pod {holder.pod.namespace}/{holder.pod.name}")
+            self._closed.pop(key, None)  # a pod of the same name on the same GPU opens new books
             account = self._accounts.get(key)
             if account is None:
                 account = self._accounts[key] = RankAccount()
@@ -118,10 +123,18 @@ class Registry:
         with self._mutex:
             leases = [lease for lease in self._leases.values() if lease.pod.uid == pod.uid]
             for key in [key for key, uid in self._pods.items() if uid == pod.uid]:
+                self._closed[key] = (self._accounts[key], time.monotonic() + SHOW_CLOSED_SECONDS)
                 del self._pods[key], self._accounts[key], self._followers[key]
         for lease in leases:
             lease.end()
         self._baselines.forget(pod.uid)
+
+    def closed_books(self) -> list[tuple[RankKey, RankAccount]]:
+        """Return the books of pods that went away a moment ago: their last iterations must still be scraped once."""
+        now = time.monotonic()
+        with self._mutex:
+            self._closed = {key: each for key, each in self._closed.items() if now < each[1]}
+            return [(key, account) for key, (account, _) in self._closed.items()]
 
     def end_all(self, timeout_seconds: float) -> None:
         """End every lease and give every clock back, waiting for devices that are slow to answer, up to a time."""

@@ -19,10 +19,12 @@ from perseus_operator.settings import Settings
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
 ANNOTATION_TEMPLATE = f"{names.GROUP}/template-hash"  # of the user's template that a training Job was made from
-COMPONENT_OPTIMISER, COMPONENT_TRAINER = "optimiser", "trainer"
+COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "trainer", "accounts"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
+ENV_CORRECTIONS = "PERSEUS_PROFILE_CORRECTIONS"
+CORRECTIONS_KEY = "corrections.json"
 PROFILE_FOLDER = "/profile"
 _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
 _KEEP_OPTIMISER_SECONDS = 3600
@@ -45,6 +47,8 @@ class Builder:
         self._queue_labels = {name: labels[name] for name in names.QUEUE_LABELS if name in labels}
         self._spec = spec
         self._settings = settings
+        # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
+        self.corrections = ""
 
     @property
     def optimiser_name(self) -> str:
@@ -69,6 +73,8 @@ class Builder:
         name = names.frontier_config_map_name(self.name)
         document = self._child("v1", "ConfigMap", name, COMPONENT_OPTIMISER)
         document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_FRONTIER
+        if self.corrections:
+            document["data"] = {CORRECTIONS_KEY: self.corrections}
         return _hashed(document)
 
     def optimiser_access(self) -> list[Document]:
@@ -103,6 +109,7 @@ class Builder:
                 {"name": ENV_CHECKSUM, "value": checksum},
                 {"name": ENV_FRONTIER, "value": names.frontier_config_map_name(self.name)},
                 {"name": names.ENV_NAMESPACE, "value": self.namespace},
+                *([{"name": ENV_CORRECTIONS, "value": self.corrections}] if self.corrections else []),
             ],
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
             "securityContext": {
@@ -214,6 +221,14 @@ class Builder:
             },
             "binaryData": {names.PLAN_KEY: encoded},
         }
+
+    def report_config_map(self, report: str, ledger: str) -> Document:
+        """Return the ConfigMap with the job's books (for the operator) and report (for people), owned by the job."""
+        document = self._child("v1", "ConfigMap", names.report_config_map_name(self.name), COMPONENT_ACCOUNTS)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_REPORT
+        document["data"] = {names.REPORT_KEY: report}
+        document["binaryData"] = {names.LEDGER_KEY: ledger}
+        return document
 
     def _training_variables(self) -> list[Document]:
         parallelism = self._spec.parallelism

@@ -15,12 +15,14 @@ from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec
 
 from perseus_operator import metrics
+from perseus_operator.accounts import Accounts
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
 from perseus_operator.profiles import ProfileProblem, ProfileReader
 from perseus_operator.settings import Settings
+from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.plan import PlanStep
 from perseus_operator.steps.reference import look_at_workload
@@ -37,14 +39,15 @@ logger = logging.getLogger("perseus.operator")
 class Reconciler:
     """Visits jobs."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor) -> None:
-        """Visit with a connection, the chart's settings and what the monitor knows."""
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor, accounts: Accounts) -> None:
+        """Visit with a connection, the chart's settings, what the monitor knows and what the accounts say."""
         self._api = api
         self._settings = settings
         self._monitor = monitor
-        self._frontier = FrontierStep(api)
+        self._frontier = FrontierStep(api, monitor.take_drift)
         self._plan = PlanStep(api, settings, monitor)
-        self._status = StatusStep(api, monitor)
+        self._account = AccountStep(api, accounts)
+        self._status = StatusStep(api)
         self._profiles = ProfileReader(api)
         self._waits: dict[JobKey, int] = {}
 
@@ -90,7 +93,7 @@ class Reconciler:
         watched = self._monitor.find(key)
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
-        self._status.forget(key)
+        self._account.forget(key)
         self._waits.pop(key, None)
 
     async def sweep(self) -> list[Document]:
@@ -162,6 +165,7 @@ class Reconciler:
             running = await bring_about_workload(self._api, visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
+        await self._account.bring_about(visit, builder)
 
     async def _hold(self, job: Document) -> None:
         finalizers = job["metadata"].get("finalizers") or []

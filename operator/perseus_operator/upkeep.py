@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import datetime
+
 from perseus_operator.children import Document, is_up_to_date, without_template
 from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
 
@@ -33,6 +36,15 @@ def job_condition(job: Document, wanted: str) -> str | None:
         if condition.get("type") == wanted and condition.get("status") == "True":
             return str(condition.get("message") or condition.get("reason") or wanted)
     return None
+
+
+def condition_unix_seconds(job: Document, wanted: str) -> float:
+    """Return when a condition of a batch Job became what it is, as seconds since the epoch; 0 if nobody says."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == wanted:
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                return datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
+    return 0.0
 
 
 def _owned_by_same(wanted: Document, present: Document) -> bool:

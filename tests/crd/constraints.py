@@ -80,6 +80,7 @@ def valid_job() -> Document:
                 "dwellSeconds": 20,
                 "holdSeconds": 120,
                 "query": "site:slowdown:ratio",
+                "driftPercent": 5,
             },
             "accounting": {"baselineIterations": 10},
             "ttlSecondsAfterFinished": 600,
@@ -136,6 +137,20 @@ def valid_status() -> Document:
             }
         ],
         "savings": {"permille": 158, "energyJoules": 84, "baselineJoules": 100, "source": "Measured"},
+        "report": {
+            "outcome": "Succeeded",
+            "ended": "2026-01-01T00:00:00Z",
+            "iterations": 100,
+            "energyJoules": 84,
+            "baselineJoules": 100,
+            "savedJoules": 16,
+            "savedIntrinsicJoules": 15,
+            "savedStragglerJoules": 1,
+            "savingsPermille": 160,
+            "slowdownPermille": 2,
+            "planSlowdownPermille": 1,
+            "source": "Measured",
+        },
         "profile": {"name": "profile", "checksum": "sha256:" + "0" * 64},
     }
 

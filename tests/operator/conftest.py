@@ -16,8 +16,9 @@ from harness.scenario import Stage
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bare import BareCluster
-from real_prometheus import PrometheusServer
 from training import MetricsPage
+
+from harness.prometheus_server import PrometheusServer
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -14,12 +15,15 @@ from typing import Any
 import pytest
 from perseus_api import names
 from perseus_api.plan import Plan
+from perseus_operator.children import CORRECTIONS_KEY, ENV_CHECKSUM, ENV_CORRECTIONS, ENV_SHAPE
+from perseus_operator.optimiser.main import compute
 from perseus_operator.planning import STRETCHED
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, OperatorProcess, eventually, perseus_job, profile_config_map
-from real_prometheus import PrometheusServer
 from training import MetricsPage, Training, labels
+
+from harness.prometheus_server import PrometheusServer
 
 pytestmark = pytest.mark.cluster
 QUICK = {"accounting": {"baselineIterations": 1}}
@@ -235,3 +239,55 @@ def test_nodes_clocks_apart_by_minutes_do_not_matter(
     assert plan is not None
     assert plan.first_iteration - training.iteration <= 6
     eventually("it is run", lambda: is_stretched(training.active), 10)
+
+
+def test_a_profile_that_no_longer_holds_is_corrected_and_the_frontier_made_anew(
+    bare: BareCluster,
+    watching: OperatorProcess,
+    begin: Begin,
+    home: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    training = begin()
+    before = bare.plan(home, "train")
+    assert before is not None
+    training.slowdowns = {0: 1.1, 1: 1.1}
+
+    def corrections() -> str:
+        found = bare.find("configmap", home, "train-frontier") or {}
+        return str((found.get("data") or {}).get(CORRECTIONS_KEY, ""))
+
+    eventually("the corrections", corrections, 300)
+    factors = json.loads(corrections())["factors"]
+    assert list(factors) == ["1/forward"], "the training shows the slowness there"
+    assert 1.05 <= factors["1/forward"] <= 1.11
+    assert bare.plan(home, "train") == before, "the plan holds until there is a new frontier"
+    environment = {each["name"]: each["value"] for each in optimiser_environment(bare, home)}
+    for name in (ENV_SHAPE, ENV_CHECKSUM, ENV_CORRECTIONS):
+        monkeypatch.setenv(name, environment[name])
+    for key, text in profile_config_map()["data"].items():
+        (tmp_path / key).write_text(text)
+    data = {names.FRONTIER_KEY: base64.b64encode(compute(tmp_path).encode()).decode()}
+    patch = json.dumps({"binaryData": data})
+    bare.kubectl("patch", "configmap", "train-frontier", "-n", home, "--type=merge", "-p", patch)
+    eventually("the corrected plan", lambda: (bare.plan(home, "train") or before).generation == 2)
+    after = bare.plan(home, "train")
+    assert after is not None
+    assert after.baseline.iteration_seconds > before.baseline.iteration_seconds
+    eventually("it is told", lambda: "corrected times" in bare.conditions(home, "train")["FrontierReady"]["message"])
+    watching.kill()
+    watching.start()
+    time.sleep(5)
+    assert json.loads(corrections())["factors"] == factors, "an operator that starts anew keeps them"
+    assert bare.plan(home, "train") == after
+
+
+def optimiser_environment(bare: BareCluster, namespace: str) -> list[dict[str, str]]:
+    """The environment of the optimisation Job that carries corrections."""
+    jobs = json.loads(bare.kubectl("get", "jobs", "-n", namespace, "-o", "json"))["items"]
+    for job in jobs:
+        environment: list[dict[str, str]] = job["spec"]["template"]["spec"]["containers"][0].get("env") or []
+        if any(each["name"] == ENV_CORRECTIONS for each in environment):
+            return environment
+    raise AssertionError(f"no Job carries corrections: {[each['metadata']['name'] for each in jobs]}")

@@ -122,6 +122,9 @@ def test_the_recording_rules_are_the_questions_that_the_operator_would_ask_itsel
     slowdown = next(each for each in recorded if each["record"] == causes._RECORDED_SLOWDOWN)
     assert plain(slowdown["expr"]) == plain(causes._RAW_SLOWDOWN)
     for each in recorded:
+        if each["record"] in prometheus._RECORDED_DRIFT:
+            assert plain(each["expr"]) in plain(prometheus._RAW_DRIFT)
+            assert f'"bound","{each["labels"]["bound"]}"' in plain(prometheus._RAW_DRIFT)
         if each["record"] in prometheus._RECORDED_GENERATIONS:
             assert each["expr"] in prometheus._RAW_GENERATIONS
             assert f'"kind", "{each["labels"]["kind"]}"' in prometheus._RAW_GENERATIONS

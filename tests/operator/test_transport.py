@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from perseus_operator.prometheus import read_history, read_pipelines
 from perseus_operator.settings import Settings, SettingsError
-from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress, parsed, samples, timed_samples
+from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress, parsed, samples
 
-ROOT = Path(__file__).resolve().parents[2]
+from harness.controlplane import free_port
+from harness.prometheus_server import PrometheusServer
+
+_BCRYPT = "import crypt, sys; print(crypt.crypt(sys.argv[1], crypt.mksalt(crypt.METHOD_BLOWFISH)))"
 EMPTY = b'{"status": "success", "data": {"resultType": "vector", "result": []}}'
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -162,7 +167,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_data_that_is_no_vector_is_refused_not_believed(data: object) -> None:
-    for reader in (samples, timed_samples, read_history, read_pipelines):
+    for reader in (samples, read_history, read_pipelines):
         with pytest.raises(NoAnswer):
             reader(data)  # type: ignore[operator]
 
@@ -178,3 +183,41 @@ def test_only_finite_numbers_come_out_of_an_answer(found: list[tuple[str, str]])
     result = [{"metric": {"job": job}, "value": [0, value]} for job, value in found]
     read = samples({"resultType": "vector", "result": result})
     assert [value for _, value in read] == [1.5 for _, value in found if value == "1.5"]
+
+
+def test_a_real_prometheus_behind_tls_and_basic_authentication(tmp_path: Path) -> None:
+    """Debian's Prometheus with its own web configuration: the right CA and password are let in, nobody else."""
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    subject = ["-subj", "/CN=prometheus", "-addext", "subjectAltName=IP:127.0.0.1"]
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key)]
+    subprocess.run([*request, "-out", str(certificate), *subject], check=True, capture_output=True)
+    password, user, wrong = tmp_path / "password", tmp_path / "user", tmp_path / "wrong"
+    password.write_text("let-me-in")
+    wrong.write_text("guess")
+    user.write_text("operator")
+    hashed = subprocess.run(
+        ["python3", "-W", "ignore", "-c", _BCRYPT, "let-me-in"], check=True, capture_output=True, text=True
+    )
+    web = {
+        "tls_server_config": {"cert_file": str(certificate), "key_file": str(key)},
+        "basic_auth_users": {"operator": hashed.stdout.strip()},
+    }
+    server = PrometheusServer(tmp_path / "prometheus", free_port(), free_port())
+    server.web_configuration = tmp_path / "web.yml"
+    server.web_configuration.write_text(yaml.safe_dump(web))
+    server.start()
+
+    async def up(**files: Path) -> Any:
+        address = PrometheusAddress(server.url, **{name: str(path) for name, path in files.items()})
+        async with aiohttp.ClientSession() as session:
+            return await Connection(address, session).ask("vector(1)")
+
+    try:
+        data = asyncio.run(up(ca_file=certificate, user_file=user, password_file=password))
+        assert samples(data) == [({}, 1.0)]
+        with pytest.raises(NoAnswer, match="answered 401"):
+            asyncio.run(up(ca_file=certificate, user_file=user, password_file=wrong))
+        with pytest.raises(NoAnswer, match="certificate verify failed"):
+            asyncio.run(up(user_file=user, password_file=password))
+    finally:
+        server.stop()

@@ -7,6 +7,8 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec, WorkloadReference
 
 from perseus_operator.client import POD, Api, Kind
+from perseus_operator.report import FAILED, SUCCEEDED
+from perseus_operator.upkeep import condition_unix_seconds
 from perseus_operator.visit import Visit
 from perseus_operator.workloads import SERVED, State, ready_gpus, state_of
 
@@ -37,8 +39,10 @@ async def look_at_workload(api: Api, visit: Visit, spec: PerseusJobSpec, referen
         return False
     state, words = state_of(reference.kind, workload)
     if state is State.FINISHED:
+        visit.ended = (SUCCEEDED, condition_unix_seconds(workload, served.finished))
         say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, f"{named} finished")
     elif state is State.FAILED:
+        visit.ended = (FAILED, condition_unix_seconds(workload, served.failed))
         say(Condition.WORKLOAD_READY, False, Reason.TRAINING_FAILED, f"{named}: {words}")
     elif state is State.SUSPENDED:
         say(Condition.WORKLOAD_READY, False, Reason.SUSPENDED, f"{named} is suspended")

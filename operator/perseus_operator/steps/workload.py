@@ -7,7 +7,8 @@ from perseus_api.job import PerseusJobSpec
 
 from perseus_operator.children import ANNOTATION_TEMPLATE, Builder, Document, TemplateProblem
 from perseus_operator.client import JOB, Api, ApiRefusal
-from perseus_operator.upkeep import ensure, job_condition
+from perseus_operator.report import FAILED, SUCCEEDED
+from perseus_operator.upkeep import condition_unix_seconds, ensure, job_condition
 from perseus_operator.visit import Visit
 
 _ENDS = (Reason.TRAINING_FINISHED, Reason.TRAINING_FAILED)
@@ -39,10 +40,12 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
         return False
     pods = wanted["spec"]["completions"]
     if job_condition(job, "Complete") is not None:
+        visit.ended = (SUCCEEDED, condition_unix_seconds(job, "Complete"))
         say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, f"all {spec.parallelism.ranks} ranks finished")
         return False
     failed = job_condition(job, "Failed")
     if failed is not None:
+        visit.ended = (FAILED, condition_unix_seconds(job, "Failed"))
         say(Condition.WORKLOAD_READY, False, Reason.TRAINING_FAILED, failed)
         return False
     ready = int((job.get("status") or {}).get("ready") or 0)

@@ -1,4 +1,4 @@
-"""Debian's Prometheus as a process of its own, to be stopped, started and locked."""
+"""Debian's Prometheus as a process of its own, with the chart's rules: to be stopped, started and locked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "charts" / "perseus-operator" / "rules" / "*.yaml"
 
 

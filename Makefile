@@ -54,7 +54,7 @@ test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatr
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
 	@.venv/bin/lint-imports
 
 .PHONY: bench
@@ -67,6 +67,11 @@ savings: venv ## Write docs/savings.md, the table of savings (needs the project'
 	@$(PYTHON_BIN) -m benchmarks.savings
 
 .PHONY: crds
-crds: ## Copy the CRD into the chart
+crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
+	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: docs
+docs: venv ## Build the documentation into build/site, every link checked
+	@.venv/bin/mkdocs build --strict --quiet

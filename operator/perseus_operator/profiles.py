@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from perseus_api.errors import DocumentError
 from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
 from perseus_api.profile import Profile, parse_profile
+
+from perseus_operator.client import CONFIG_MAP, Api
+from perseus_operator.memory import Memory
+
+# Parsed profiles kept in memory: of the models that a cluster trains at one time.
+MAXIMUM_PROFILES = 64
 
 
 class ProfileProblem(Exception):
@@ -33,6 +40,33 @@ class LoadedProfile:
 
     profile: Profile
     checksum: str
+
+
+class ProfileReader:
+    """Reads profiles from the API, and remembers those that it parsed."""
+
+    def __init__(self, api: Api) -> None:
+        """Read over a connection."""
+        self._api = api
+        self._loaded: Memory[tuple[str, str], LoadedProfile] = Memory(MAXIMUM_PROFILES)
+
+    async def read(self, namespace: str, spec: PerseusJobSpec) -> LoadedProfile:
+        """Return a job's profile.
+
+        Raises:
+            ProfileProblem: it is missing, not valid, or does not fit the job.
+            ApiRefusal: the API server refused.
+        """
+        config_map = await self._api.get(CONFIG_MAP, namespace, spec.profiling.profile_ref.name)
+        if config_map is None:
+            return load_profile(spec, None)
+        key = (config_map["metadata"]["uid"], config_map["metadata"]["resourceVersion"])
+        loaded = self._loaded.get(key)
+        if loaded is not None:
+            check_profile(spec, loaded.profile)
+            return loaded
+        loaded = await asyncio.to_thread(load_profile, spec, config_map)
+        return self._loaded.put(key, loaded)
 
 
 def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> LoadedProfile:
@@ -59,6 +93,17 @@ def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> Loa
         profile = parse_profile(csv_text, header_text)
     except DocumentError as error:
         raise ProfileProblem(Reason.PROFILE_INVALID, f"ConfigMap {name}: {error}") from None
+    check_profile(spec, profile)
+    return LoadedProfile(profile, profile_checksum(csv_text, header_text or ""))
+
+
+def check_profile(spec: PerseusJobSpec, profile: Profile) -> None:
+    """Check that a profile holds what a job needs.
+
+    Raises:
+        ProfileProblem: it does not.
+    """
+    name = spec.profiling.profile_ref.name
     stages = spec.parallelism.stages
     if stages > profile.stages:
         raise ProfileProblem(
@@ -74,7 +119,6 @@ def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> Loa
                     f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
                     "clocks or more",
                 )
-    return LoadedProfile(profile, profile_checksum(csv_text, header_text or ""))
 
 
 def profile_checksum(csv_text: str, header_text: str) -> str:

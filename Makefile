@@ -62,6 +62,14 @@ bench: venv ## Benchmarks; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -m benchmarks
 
+.PHONY: bench-kills
+bench-kills: venv native ## A thousand deaths at random moments: locks left, bystanders touched
+	@$(PYTHON_BIN) -m benchmarks.kills $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-agent
+bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (cargo; built once, in a cache)
+	@$(PYTHON_BIN) -m benchmarks.agent
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

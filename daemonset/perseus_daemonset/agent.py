@@ -10,7 +10,7 @@ from pathlib import Path
 
 from perseus_daemonset.cluster import ClusterWatch
 from perseus_daemonset.identity import identify
-from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.journal import sole_holder
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
@@ -53,9 +53,8 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         HardwareError: NVML does not answer; the pod restarts, which is what helps.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    journal = Journal(settings.journal)
     with sole_holder(settings.journal):
-        agent = NodeAgent(Nvml(), journal, settings.changes_per_second)
+        agent = NodeAgent(Nvml(), settings.journal, settings.changes_per_second)
         cluster = ClusterWatch(settings.node, settings.operator_namespace, agent.pods, agent.plans)
         cluster.start()
 
@@ -66,6 +65,8 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
+        if cluster.ready:
+            agent.pods_listed()
         agent.serve(settings.socket, PodResources(settings.pod_resources).claims, cluster.resource_slices, identify)
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:

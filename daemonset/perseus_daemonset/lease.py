@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
@@ -55,6 +56,8 @@ class Lease:
         caretaker: of the GPU.
         controller: the GPU's clock.
         is_open: whether the connection lives.
+        rate: bound on its messages.
+        on_measured: called when an unlocked iteration was measured.
     """
 
     def __init__(
@@ -69,13 +72,15 @@ class Lease:
         self.controller = caretaker.controller
         self.is_open = True
         self.rate = Rate(MESSAGES_PER_SECOND)
+        self.on_measured: Callable[[], None] = lambda: None
+        self._measured = account.unlocked.iterations
         self._connection = connection
         self._mutex = threading.Lock()
 
     def begin(self) -> None:
         """Become the holder of the GPU."""
         self.controller.grant(self)
-        self.caretaker.under_load = self.running
+        self.caretaker.tenant = self
 
     def offer(self, plan: Plan | None) -> None:
         """Take the job's newest plan, or its withdrawal: the clock is given back at once."""
@@ -96,6 +101,13 @@ class Lease:
         running = self.account.instructions.running
         return running if running is not None and running.has_clock else None
 
+    def upkeep(self) -> None:
+        """Have the baseline kept when it was measured anew."""
+        measured = self.account.unlocked.iterations
+        if measured != self._measured:
+            self._measured = measured
+            self.on_measured()
+
     def end(self) -> None:
         """End the lease from outside: its wishes are void from now on, and the reading thread notices."""
         self.controller.withdraw(self)
@@ -111,9 +123,10 @@ class Lease:
             self.controller.withdraw(self)
             self.controller.work()
             self.is_open = False
-            if self.caretaker.under_load == self.running:
-                self.caretaker.under_load = None
+            if self.caretaker.tenant is self:
+                self.caretaker.tenant = None
             self.account.interrupted()
+            self.upkeep()
             self._connection.close()
 
     def _follow(self) -> str:

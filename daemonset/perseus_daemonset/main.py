@@ -1,4 +1,4 @@
-"""``perseus-agent``: the DaemonSet's two containers, and a person's way to give clocks back."""
+"""``perseus-agent``: the DaemonSet's two containers, and a person's ways to find what is wrong and to free clocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from perseus_api import names
 
 from perseus_daemonset.agent import AgentSettings, run_agent
+from perseus_daemonset.doctor.main import look, tell
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.journal import Journal
+from perseus_daemonset.journal import Journal, holder_if_free
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.release import release_journalled
 from perseus_daemonset.watchdog import watch
@@ -32,7 +33,7 @@ DEFAULT_CHANGES_PER_SECOND = 20.0
 def main() -> int:
     """Run a command; return the exit status."""
     parser = argparse.ArgumentParser(prog="perseus-agent", description="Sets GPU clocks as the plan says.")
-    parser.add_argument("command", choices=["run", "watchdog", "release"])
+    parser.add_argument("command", choices=["run", "watchdog", "release", "doctor"])
     command = parser.parse_args().command
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     journal = Path(os.environ.get(ENV_JOURNAL, names.JOURNAL_FOLDER))
@@ -43,14 +44,34 @@ def main() -> int:
         if command == "run":
             run_agent(_settings(journal), stopped)
         elif command == "watchdog":
-            _end_with_the_container()
-            watch(journal, stopped)
+            watch(journal)
+        elif command == "doctor":
+            logging.disable()
+            return tell(look(*_places(journal)))
         else:
-            return 1 if release_journalled(Journal(journal), Nvml()) else 0
+            return _release(journal)
     except (HardwareError, ValueError, OSError) as error:
         print(f"perseus-agent {command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _places(journal: Path) -> tuple[str, str, Path, Path, Path]:
+    return (
+        os.environ.get(ENV_NODE, ""),
+        os.environ.get(ENV_OPERATOR_NAMESPACE, ""),
+        Path(os.environ.get(names.ENV_SOCKET, names.SOCKET_PATH)),
+        journal,
+        Path(os.environ.get(ENV_POD_RESOURCES, names.POD_RESOURCES_FOLDER)),
+    )
+
+
+def _release(folder: Path) -> int:
+    journal = Journal(folder)
+    with holder_if_free(folder) as free:
+        if not free:
+            raise ValueError("an agent runs and gives the clocks back itself: stop it first, or delete its pod")
+        return 1 if release_journalled(journal, Nvml()) else 0
 
 
 def _settings(journal: Path) -> AgentSettings:
@@ -70,12 +91,6 @@ def _variable(name: str) -> str:
     if not value:
         raise ValueError(f"{name} is not set: the chart sets it")
     return value
-
-
-def _end_with_the_container() -> None:
-    """The watchdog waits in the kernel for a file lock: a signal must end it there, and it owes nobody anything."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
 
 
 if __name__ == "__main__":

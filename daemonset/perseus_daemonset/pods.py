@@ -95,6 +95,11 @@ class PodTable:
         for uid in gone:
             self.remove(uid)
 
+    def uids(self) -> set[str]:
+        """Return the UIDs of all pods."""
+        with self._changed:
+            return set(self._pods)
+
     def find(self, uid: str, timeout_seconds: float = 0.0) -> Pod | None:
         """Return a pod, waiting a little for one that the watch has not told yet."""
         with self._changed:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.baselines import Baselines
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.controller import ClockController
+from perseus_daemonset.debts import Debts
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.journal import Journal
 from perseus_daemonset.lease import Lease, RankKey
@@ -23,8 +26,27 @@ class Registry:
         refusals: refused connections by reason.
     """
 
-    def __init__(self, gpus: Gpus, journal: Journal, plans: PlanStore, changes_per_second: float) -> None:
-        """Begin without leases."""
+    def __init__(
+        self,
+        gpus: Gpus,
+        journal: Journal,
+        plans: PlanStore,
+        debts: Debts,
+        baselines: Baselines,
+        changes_per_second: float,
+    ) -> None:
+        """Begin without leases.
+
+        Args:
+            gpus: of this node.
+            journal: of locks.
+            plans: of all jobs.
+            debts: GPUs that an agent before this one left locked.
+            baselines: what it measured.
+            changes_per_second: bound on clock changes of each GPU.
+        """
+        self._debts = debts
+        self._baselines = baselines
         self.refusals: dict[str, int] = {}
         self._gpus = gpus
         self._journal = journal
@@ -58,13 +80,20 @@ class Registry:
             ValueError: another pod holds the GPU.
             HardwareError: the GPU does not answer.
         """
+        self._debts.check(key.gpu)
         caretaker = self.caretaker(key.gpu)
         with self._mutex:
             holder = self._leases.get(key.gpu)
             if holder is not None and holder.pod.uid != pod.uid:
                 raise ValueError(f"{key.gpu} is leased to pod {holder.pod.namespace}/{holder.pod.name}")
-            account = self._accounts.setdefault(key, RankAccount())
+            account = self._accounts.get(key)
+            if account is None:
+                account = self._accounts[key] = RankAccount()
+                measured = self._baselines.load(pod.uid, astuple(key))
+                if measured is not None:
+                    account.resume(measured)
             lease = make(caretaker, account)
+            lease.on_measured = lambda: self._baselines.save(pod.uid, astuple(key), account.unlocked)
             lease.begin()
             self._leases[key.gpu] = lease
             self._followers[key] = lease
@@ -88,6 +117,7 @@ class Registry:
                 del self._pods[key], self._accounts[key], self._followers[key]
         for lease in leases:
             lease.end()
+        self._baselines.forget(pod.uid)
 
     def end_all(self, timeout_seconds: float) -> None:
         """End every lease and give every clock back, waiting for devices that are slow to answer, up to a time."""

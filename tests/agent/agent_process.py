@@ -177,6 +177,11 @@ class AgentProcess:
         """The agent's counters."""
         return self.ask(do="look")
 
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL."""
         if self._process is not None:

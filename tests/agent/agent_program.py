@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perseus_daemonset.identity import identify
-from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.journal import sole_holder
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
@@ -32,9 +32,8 @@ def slices(folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Serve until stdin says stop."""
     folder = Path(sys.argv[1])
-    journal = Journal(folder / "journal")
     with sole_holder(folder / "journal"):
-        agent = NodeAgent(Nvml(), journal, float(sys.argv[2]))
+        agent = NodeAgent(Nvml(), folder / "journal", float(sys.argv[2]))
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
         agent.serve(
             folder / "agent.sock",

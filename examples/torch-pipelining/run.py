@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--schedule", choices=["1F1B", "GPipe"], default="1F1B")
     parser.add_argument("--time-scale", type=float, default=5.0, help="simulated seconds in a real second")
     parser.add_argument("--order", type=Path, default=Path("build/example/order.json"), help="the order that ran")
+    parser.add_argument("--script", type=Path, default=FOLDER / "train.py", help="what each rank runs")
     arguments = parser.parse_args()
     arguments.order.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def train(node: SimulatedNode, arguments: argparse.Namespace) -> int:
             "PERSEUS_COORDINATOR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        command = [sys.executable, str(FOLDER / "train.py"), "--iterations", str(arguments.iterations)]
+        command = [sys.executable, str(arguments.script), "--iterations", str(arguments.iterations)]
         ranks.append(subprocess.Popen([*command, "--order", str(arguments.order)], env=environment))  # noqa: S603
     try:
         while any(rank.poll() is None for rank in ranks):

@@ -60,21 +60,17 @@ def _in_training(folder: Path, agent: Path) -> dict[str, object]:
         stdout=subprocess.DEVNULL,
     )
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
-    boundaries = sorted(each for rank in ranks for iteration in rank["boundaries"][_WARM_UP:] for each in iteration)
-    shares = [
-        100 * sum(told) / seconds
-        for rank in ranks
-        for told, seconds in zip(rank["boundaries"][_WARM_UP:], rank["iterations"][_WARM_UP:], strict=True)
-    ]
-    return {
-        "agent": "reading, in training",
-        "boundaries": len(boundaries),
-        "boundary_p50_microseconds": round(boundaries[len(boundaries) // 2] / 1000, 1),
-        "boundary_p99_microseconds": round(boundaries[len(boundaries) * 99 // 100] / 1000, 1),
-        "iteration_seconds": round(statistics.median(each / 1e9 for rank in ranks for each in rank["iterations"]), 3),
-        "share_of_iteration_percent": round(max(statistics.median(shares), 0), 4),
-        "largest_share_percent": round(max(shares), 4),
-    }
+    row: dict[str, object] = {"agent": "reading, in training"}
+    for kind, name in (("boundaries", "boundary"), ("computing", "boundary_computing")):
+        told = sorted(each for rank in ranks for iteration in rank[kind][_WARM_UP:] for each in iteration)
+        row["boundaries"] = len(told)
+        row[f"{name}_p50_microseconds"] = round(told[len(told) // 2] / 1000, 1)
+        row[f"{name}_p99_microseconds"] = round(told[len(told) * 99 // 100] / 1000, 1)
+        sums = [sum(each) for rank in ranks for each in rank[kind][_WARM_UP:]]
+        lengths = [each for rank in ranks for each in rank["iterations"][_WARM_UP:]]
+        row[f"{name}_share_of_iteration_percent"] = round(100 * sum(sums) / sum(lengths), 4)
+        row["iteration_seconds"] = round(statistics.median(lengths) / 1e9, 3)
+    return row
 
 
 def _median(session: perseus_trainer.Session) -> int:

@@ -15,16 +15,19 @@ from perseus_trainer import Session
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "torch-pipelining"
 boundaries: list[list[int]] = []
+computing: list[list[int]] = []
 iterations: list[int] = []
 
 
 def timed(function: Callable[..., None]) -> Callable[..., None]:
-    """Note how long each call takes."""
+    """Note how long each call takes, and how long it computes: on a busy machine others run in between."""
 
     def tell(*arguments: Any) -> None:
-        begin = time.perf_counter_ns()
+        computed, begin = time.thread_time_ns(), time.perf_counter_ns()
         function(*arguments)
-        boundaries[-1].append(time.perf_counter_ns() - begin)
+        end = time.perf_counter_ns()
+        boundaries[-1].append(end - begin)
+        computing[-1].append(time.thread_time_ns() - computed)
 
     return tell
 
@@ -36,6 +39,7 @@ def main() -> None:
 
     def begin(*arguments: Any) -> None:
         boundaries.append([])
+        computing.append([])
         begins.append(time.perf_counter_ns())
         begin_iteration(*arguments)
 
@@ -48,7 +52,8 @@ def main() -> None:
     sys.path.insert(0, str(EXAMPLE))
     runpy.run_path(str(EXAMPLE / "train.py"), run_name="__main__")
     folder, rank = Path(os.environ["PERSEUS_BENCHMARK_FOLDER"]), os.environ["PERSEUS_RANK"]
-    (folder / f"rank-{rank}.json").write_text(json.dumps({"boundaries": boundaries, "iterations": iterations}))
+    found = {"boundaries": boundaries, "computing": computing, "iterations": iterations}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

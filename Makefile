@@ -70,6 +70,10 @@ bench-kills: venv native ## A thousand deaths at random moments: locks left, bys
 bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (cargo; built once, in a cache)
 	@$(PYTHON_BIN) -m benchmarks.agent
 
+.PHONY: bench-stragglers
+bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
+	@$(PYTHON_BIN) -m benchmarks.stragglers
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

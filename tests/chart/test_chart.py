@@ -83,6 +83,8 @@ def test_an_older_cluster_is_told_what_to_set() -> None:
         (["simulator.enabled=true", "agent.runtimeClassName=nvidia"], "unset one of them"),
         (["networkPolicy.enabled=false", "networkPolicy.metricsFrom[0].podSelector.a=b"], "remove metricsFrom"),
         (["agent.privileged=false", "agent.capabilities={SYS_NICE}"], "add SYS_ADMIN"),
+        (["prometheus.bearerToken.secret=a", "prometheus.basicAuth.secret=b"], "unset the other"),
+        (["prometheus.tls.caConfigMap=a", "prometheus.url=http://b"], "nothing would be checked by it"),
     ],
 )
 def test_values_that_are_wrong_together_are_refused_with_the_remedy(settings: list[str], sentence: str) -> None:
@@ -90,6 +92,36 @@ def test_values_that_are_wrong_together_are_refused_with_the_remedy(settings: li
     done = helm("template", "perseus", str(CHART), "--kube-version", "v1.36.1", *sets)
     assert done.returncode != 0
     assert sentence in done.stderr
+
+
+def test_prometheus_is_asked_with_what_is_mounted() -> None:
+    documents = render(
+        "prometheus.url=https://prometheus:9090",
+        "prometheus.tls.caConfigMap=bundle",
+        "prometheus.basicAuth.secret=login",
+    )
+    spec = pods(documents)["Deployment/perseus-operator"]["spec"]
+    (container,) = spec["containers"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    for name in ("CA", "USER", "PASSWORD"):
+        path = next(each["value"] for each in container["env"] if each["name"] == f"PERSEUS_PROMETHEUS_{name}_FILE")
+        assert path.rpartition("/")[0] == mounts["prometheus-ca" if name == "CA" else "prometheus-login"]
+    assert "TOKEN" not in str(container["env"])
+    assert spec["securityContext"]["fsGroup"] == 65532, "a Secret's files are readable by their group alone"
+    assert all(each["name"] != "login" for each in container["env"]), "a password stands in no variable"
+
+
+def test_the_prometheus_rule_carries_the_rules_of_the_files() -> None:
+    rendered = render("prometheus.rules.enabled=true", "prometheus.rules.labels.release=kps")
+    rule = next(each for each in rendered if each["kind"] == "PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "kps"
+    groups = [
+        group
+        for path in sorted((CHART / "rules").glob("*.yaml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    assert rule["spec"]["groups"] == groups
+    assert not any(each["kind"] == "PrometheusRule" for each in render())
 
 
 def test_only_metrics_ports_are_open(rendered: list[Document]) -> None:

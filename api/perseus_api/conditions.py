@@ -51,6 +51,7 @@ class Reason(StrEnum):
     PLAN_REFUSED = "PlanRefused"
     PLAN_NOT_FOLLOWED = "PlanNotFollowed"  # the training script does something else
     RANK_REFUSED = "RankRefused"  # an agent does not serve a pod
+    RANK_TWICE = "RankTwice"  # more ranks report than there are
     CLOCKS_REFUSED = "ClocksRefused"  # a device does not let its clock be set, or somebody else sets it
     # Observed
     SOURCES_ANSWER = "SourcesAnswer"

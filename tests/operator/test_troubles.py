@@ -64,7 +64,7 @@ def test_only_the_first_is_named_and_the_others_counted() -> None:
     assert "and others:" in told(others)[1]
 
 
-def test_the_condition_says_it_though_every_agent_has_the_plan() -> None:
+def test_the_condition_says_it_though_every_agent_has_the_plan_and_when_a_rank_is_there_twice() -> None:
     class Watching(Monitor):
         def __init__(self, report: JobReport) -> None:
             super().__init__(lambda _: None)
@@ -77,9 +77,9 @@ def test_the_condition_says_it_though_every_agent_has_the_plan() -> None:
             return job
 
     spec, plan = Shape(), Generation()
-    for troubles, applied in (((), True), ((MISMATCH,), False)):
+    for troubles, ranks, applied in (((), 4, True), ((MISMATCH,), 4, False), ((), 5, None)):
         visit = Visit(("research", "gpt"), {}, Story())
-        report = JobReport(accepted={1: 4}, active={1: 4}, troubles=troubles)
+        report = JobReport(accepted={1: ranks}, active={1: ranks}, troubles=troubles)
         tell_applied(visit, Watching(report), spec, plan)  # type: ignore[arg-type]
         assert visit.story.status_of(Condition.PLAN_APPLIED) is applied
 

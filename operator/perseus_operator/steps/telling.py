@@ -50,6 +50,12 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         elif monitor.answered is False:
             words = f"{monitor.failure}: agents are not seen"
         visit.story.say(Condition.PLAN_APPLIED, None, reason, words)
+    elif report.ranks > ranks:
+        words = (
+            f"{report.ranks} ranks report, the job has {ranks}: pods of before are still ending, or two pods say to be "
+            "one rank (PERSEUS_RANK)"
+        )
+        visit.story.say(Condition.PLAN_APPLIED, None, Reason.RANK_TWICE, words)
     elif report.least_accepted < plan.generation:
         words = f"generation {plan.generation} is on its way to the agents"
         visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING_FOR_AGENTS, words)

@@ -24,6 +24,10 @@ native: ## Compile the simulated NVML library
 demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved
 	@$(PYTHON_BIN) -m demo
 
+.PHONY: example
+example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster
+	@$(PYTHON_BIN) examples/torch-pipelining/run.py
+
 .PHONY: up
 up: venv ## The cluster with the operator, simulated GPUs and Prometheus
 	@$(PYTHON_BIN) -m testbed.installation

@@ -52,6 +52,10 @@ class Reason(StrEnum):
     MEASURING_BASELINE = "MeasuringBaseline"
     WAITING_FOR_AGENTS = "WaitingForAgents"
     PLAN_REFUSED = "PlanRefused"
+    PLAN_NOT_FOLLOWED = "PlanNotFollowed"  # the training script does something else
+    RANK_REFUSED = "RankRefused"  # an agent does not serve a pod
+    RANK_TWICE = "RankTwice"  # more ranks report than there are
+    CLOCKS_REFUSED = "ClocksRefused"  # a device does not let its clock be set, or somebody else sets it
     # Observed
     SOURCES_ANSWER = "SourcesAnswer"
     RULES_MISSING = "RulesMissing"  # Prometheus lacks this version's recording rules: it works, at a price

@@ -42,8 +42,11 @@ class AgentCollector(Collector):
         families.gauge("perseus_leases", {}, len(self._registry.leases()))
         locked = sum(each.controller.requested_megahertz is not None for each in caretakers)
         families.gauge("perseus_locks", {}, locked)
-        for reason, count in sorted(self._registry.refusals.items()):
+        for reason, count in sorted(self._registry.refusals.counts.items()):
             families.counter("perseus_lease_refusals_total", {"reason": reason}, count)
+        for pod, reason in self._registry.refusals.fresh():
+            labels = {"namespace": pod.namespace, "job": pod.job, "pod": pod.name, "reason": reason}
+            families.gauge("perseus_pod_refused", labels, 1)
         for caretaker in caretakers:
             controller = caretaker.controller
             for code, count in sorted(controller.errors.items()):

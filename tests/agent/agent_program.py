@@ -71,7 +71,7 @@ def main() -> None:
                     break
             answer = {
                 "leases": len(agent.registry.leases()),
-                "refusals": agent.registry.refusals,
+                "refusals": agent.registry.refusals.counts,
                 "rejected": [[*key, count] for key, count in agent.plans.rejected.items()],
                 "metrics": generate_latest(METRICS).decode(),
                 "report": json.loads(agent.report()),

@@ -18,11 +18,13 @@ import aiohttp
 from kubernetes.aio import client, config
 from perseus_api import names
 
+from perseus_operator.memory import Memory
 from perseus_operator.metrics import API_REFUSALS, API_REQUEST_SECONDS, API_WRITES
 
 Document = dict[str, Any]
 _TIMEOUT_SECONDS = 15.0
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4, 0.1, 5.0
+_REMEMBERED_WRITES = 20_000
 _IN_TROUBLE = (500, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -88,6 +90,7 @@ class Api:
         """Use `connect`."""
         self._client = api_client
         self._manager = field_manager
+        self._written: Memory[tuple[str, str], bool] = Memory(_REMEMBERED_WRITES)
 
     @classmethod
     async def connect(cls, field_manager: str = names.FIELD_MANAGER_OPERATOR) -> Api:
@@ -101,6 +104,11 @@ class Api:
         except config.ConfigException:
             await config.load_kube_config()
         return cls(client.ApiClient(), field_manager)
+
+    def wrote(self, document: Document) -> bool:
+        """Whether an object is exactly as this connection wrote it: an event of it tells nothing new."""
+        metadata = document["metadata"]
+        return self._written.get((metadata.get("uid", ""), metadata.get("resourceVersion", ""))) is not None
 
     async def close(self) -> None:
         """Close the connection."""
@@ -244,4 +252,7 @@ class Api:
             told = response.headers.get("Retry-After", "")
             wait = float(told) if told.isdigit() else 0.0
             raise ApiRefusal(response.status, str(answer.get("reason", "")), str(answer.get("message", "")), wait)
+        if method == "PATCH":
+            metadata = answer["metadata"]
+            self._written.put((metadata["uid"], metadata["resourceVersion"]), True)
         return answer

@@ -22,6 +22,8 @@ LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_JOB_NAMESPACE: Final = f"{GROUP}/job-namespace"
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
 LABEL_DOCUMENT: Final = f"{GROUP}/document"  # value: one of the DOCUMENT_* kinds
+# On a node, before it slows down: a decimal ratio such as "1.2".
+ANNOTATION_EXPECTED_SLOWDOWN: Final = f"{GROUP}/expected-slowdown"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 MANAGED_BY: Final = "perseus-operator"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from perseus_api.messages import Boundary, BoundaryKind
 
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
+from perseus_daemonset.instructions import InstructionBooks
 
 MEASURED, PREDICTED = "measured", "predicted"
 _NANOSECONDS = 1_000_000_000
@@ -27,6 +28,7 @@ class RankAccount:
         iteration_seconds: duration of the last whole iteration.
         pipeline_seconds: first forward's begin to last backward's end of the last iteration; None before the first.
         begin_wall_seconds: wall-clock time at which the current iteration began.
+        instructions: how long they take.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,7 @@ class RankAccount:
         self.iteration_seconds: float | None = None
         self.pipeline_seconds: float | None = None
         self.begin_wall_seconds: float | None = None
+        self.instructions = InstructionBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
@@ -59,6 +62,7 @@ class RankAccount:
     def interrupted(self) -> None:
         """The trainer's connection ended: the iteration under way is not counted."""
         self._begin = None
+        self.instructions.interrupted()
 
     def locked(self) -> None:
         """The GPU is locked at some moment of this iteration."""

@@ -1,4 +1,4 @@
-"""The agent's HTTP pages: metrics for Prometheus, health for the kubelet. Nothing else is served."""
+"""The agent's HTTP pages: metrics for Prometheus, health for the kubelet, a report for people. Nothing is written."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 Check = Callable[[], str]  # "" when well, else what is wrong
 
 
-def serve_pages(port: int, metrics: CollectorRegistry, healthy: Check, ready: Check) -> ThreadingHTTPServer:
-    """Serve /metrics, /healthz and /readyz in the background; return the server, to be shut down."""
+def serve_pages(
+    port: int, metrics: CollectorRegistry, healthy: Check, ready: Check, report: Callable[[], bytes]
+) -> ThreadingHTTPServer:
+    """Serve /metrics, /healthz, /readyz and /report in the background; return the server, to be shut down."""
 
     class Pages(BaseHTTPRequestHandler):
         timeout = 10
@@ -24,6 +26,8 @@ def serve_pages(port: int, metrics: CollectorRegistry, healthy: Check, ready: Ch
             elif path in ("/healthz", "/readyz"):
                 problem = healthy() if path == "/healthz" else ready()
                 self._answer(503 if problem else 200, (problem or "ok").encode() + b"\n", "text/plain")
+            elif path == "/report":
+                self._answer(200, report(), "application/json")
             else:
                 self._answer(404, b"not found\n", "text/plain")
 

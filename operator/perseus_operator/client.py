@@ -28,6 +28,7 @@ _REMEMBERED_WRITES = 20_000
 _IN_TROUBLE = (500, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ PERSEUS_JOB = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 SERVICE = Kind("v1", "Service", "services")
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+NODE = Kind("v1", "Node", "nodes")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
 KINDS = {
     kind.name: kind
     for kind in (PERSEUS_JOB, CONFIG_MAP, SERVICE, SERVICE_ACCOUNT, POD, JOB, ROLE, ROLE_BINDING, DEPLOYMENT)
@@ -127,14 +130,25 @@ class Api:
                 return None
             raise
 
-    async def find(self, kind: Kind, namespace: str, selector: str = "") -> list[Document]:
-        """Return the objects of a namespace ("" for all) that a label selector chooses.
+    async def find(self, kind: Kind, namespace: str, selector: str = "", field_selector: str = "") -> list[Document]:
+        """Return the objects of a namespace ("" for all) that selectors of labels and fields choose.
 
         Raises:
             ApiRefusal: the server refused.
         """
-        query = [("labelSelector", selector)] if selector else []
+        given = (("labelSelector", selector), ("fieldSelector", field_selector))
+        query = [(name, value) for name, value in given if value]
         answer = await self._request("GET", kind.path(namespace), query=query)
+        items: list[Document] = answer["items"]
+        return items
+
+    async def find_metadata(self, kind: Kind) -> list[Document]:
+        """Return name, labels and annotations of all objects of a kind, from the server's cache: a small answer.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        answer = await self._request("GET", kind.path(""), query=[("resourceVersion", "0")], accept=_METADATA_ALONE)
         items: list[Document] = answer["items"]
         return items
 
@@ -186,14 +200,15 @@ class Api:
             if refusal.status not in (404, 409):
                 raise
 
-    async def create(self, kind: Kind, document: Document) -> Document:
-        """Create an object.
+    async def create(self, kind: Kind, document: Document, dry_run: bool = False) -> Document:
+        """Create an object, or ask whether it could be.
 
         Raises:
             ApiRefusal: the server refused.
         """
         API_WRITES.labels(kind=kind.name, verb="create").inc()
-        return await self._request("POST", kind.path(document["metadata"]["namespace"]), body=document)
+        query = [("dryRun", "All")] if dry_run else []
+        return await self._request("POST", kind.path(document["metadata"]["namespace"]), query=query, body=document)
 
     async def _request(
         self,
@@ -202,6 +217,7 @@ class Api:
         query: list[tuple[str, str]] | None = None,
         body: Document | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Document:
         """Make a request; a server that is busy or in trouble for a moment is asked again, if asking twice is harmless.
 
@@ -210,7 +226,7 @@ class Api:
         for attempt in range(ATTEMPTS):
             pause = PAUSE_SECONDS * 2**attempt * (1 + random.random())  # noqa: S311 - spreads, hides nothing
             try:
-                return await self._exchange(method, path, query, body, content_type)
+                return await self._exchange(method, path, query, body, content_type, accept)
             except ApiRefusal as refusal:
                 harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
                 if not harmless or attempt == ATTEMPTS - 1:
@@ -229,12 +245,13 @@ class Api:
         query: list[tuple[str, str]] | None,
         body: Document | None,
         content_type: str,
+        accept: str,
     ) -> Document:
         serialised = await self._client.param_serialize(
             method,
             path,
             query_params=query or [],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            header_params={"Accept": accept, "Content-Type": content_type},
             body=body,
             auth_settings=["BearerToken"],
         )

@@ -21,9 +21,9 @@ from perseus_operator.backstop import Backstop
 from perseus_operator.client import Api
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
-from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
+from perseus_operator.transport import Connection
 from perseus_operator.visits import JobKey, VisitQueue
 from perseus_operator.web import serve_pages
 
@@ -97,10 +97,12 @@ class Operator:
         metrics.QUEUE_OVERDUE_SECONDS.set_function(self._queue.overdue_seconds)
         pages = await serve_pages(self._settings.port, self._health)
         self._closers = [pages.cleanup, session.close, api.close]
-        if self._settings.prometheus_url:
-            prometheus = Prometheus(self._settings.prometheus_url, session)
-            await monitor.look_first(prometheus)
-            self._tasks.append(asyncio.create_task(monitor.run(prometheus)))
+        self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
+        if self._settings.prometheus.url:
+            connection = Connection(self._settings.prometheus, session)
+            await monitor.look_first(connection)
+            self._tasks.append(asyncio.create_task(monitor.run(connection)))
+            self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
         self._tasks += [asyncio.create_task(self._queue.run()), asyncio.create_task(self._backstop.run())]
         self._health.begins(self._queue, self._backstop)
         for task in self._tasks:

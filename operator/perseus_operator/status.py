@@ -11,6 +11,7 @@ from perseus_api.plan import Plan
 
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
 from perseus_operator.prometheus import JobEnergy
+from perseus_operator.visit import StragglerFinding
 
 Document = dict[str, Any]
 _BAD = {
@@ -76,12 +77,19 @@ def plan_status(plan: Plan, stragglers: Stragglers) -> Document:
     }
 
 
-def straggler_status(plan: Plan, stragglers: Stragglers) -> list[Document]:
-    """Return the slow pipelines for the status, observed over planned time in thousandths."""
+def straggler_status(findings: list[StragglerFinding]) -> list[Document]:
+    """Return the slow pipelines for the status: observed over planned time in thousandths, cause and place."""
     found = []
-    for index in stragglers.pipelines[:64]:
-        slowdown = stragglers.deadline_seconds / planned_seconds(plan, index) - 1
-        found.append({"pipeline": index, "slowdownPermille": max(0, min(1_000_000, round(1000 * slowdown)))})
+    for each in findings[:64]:
+        place = {"pod": each.finding.pod, "node": each.node, "gpu": each.finding.gpu}
+        found.append(
+            {
+                "pipeline": each.pipeline,
+                "slowdownPermille": max(0, min(1_000_000, round(1000 * (each.ratio - 1)))),
+                "cause": each.finding.cause.value,
+                **{name: value for name, value in place.items() if value},
+            }
+        )
     return found
 
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perseus_api.plan import Plan
 
+from perseus_operator.causes import Finding
 from perseus_operator.children import Document
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile
+
+
+@dataclass(frozen=True)
+class StragglerFinding:
+    """A straggler as it is told.
+
+    Attributes:
+        pipeline: index.
+        ratio: measured (or announced) over planned time.
+        finding: cause, pod and GPU.
+        node: that the pod runs on; empty where it is not known.
+    """
+
+    pipeline: int
+    ratio: float
+    finding: Finding
+    node: str
 
 
 @dataclass
@@ -23,6 +41,7 @@ class Visit:
         story: its conditions.
         plan: that holds, once known.
         stragglers: the situation that the plan is made for.
+        findings: of the stragglers, the slowest first.
         profile: once loaded.
         settled: whether nothing is on its way that no event would tell of.
     """
@@ -32,5 +51,6 @@ class Visit:
     story: Story
     plan: Plan | None = None
     stragglers: Stragglers | None = None
+    findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
     settled: bool = True

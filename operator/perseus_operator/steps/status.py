@@ -52,8 +52,8 @@ class StatusStep:
             status["profile"] = {"name": reference, "checksum": visit.profile.checksum}
         if visit.plan is not None and visit.stragglers is not None:
             status["plan"] = plan_status(visit.plan, visit.stragglers)
-            if visit.stragglers.pipelines:
-                status["stragglers"] = straggler_status(visit.plan, visit.stragglers)
+            if visit.findings:
+                status["stragglers"] = straggler_status(visit.findings)
         elif "plan" in before:
             status["plan"] = before["plan"]
         savings = self._savings(visit.key, before.get("savings"))

@@ -33,10 +33,10 @@ class Use:
 class AuditLog:
     """The log from some moment on."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin at the present end."""
+    def __init__(self, path: Path, whole: bool = False) -> None:
+        """Begin at the present end, or at the very beginning."""
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = path.stat().st_size if path.exists() and not whole else 0
 
     def uses(self, user: str) -> Iterator[Use]:
         """Yield what a user asked for since then, and got or would have got; refusals by RBAC are left out."""

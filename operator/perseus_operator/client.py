@@ -139,7 +139,8 @@ class Api:
         given = (("labelSelector", selector), ("fieldSelector", field_selector))
         query = [(name, value) for name, value in given if value]
         answer = await self._request("GET", kind.path(namespace), query=query)
-        items: list[Document] = answer["items"]
+        # null where metadata alone was asked for and nothing is there
+        items: list[Document] = answer.get("items") or []
         return items
 
     async def find_metadata(self, kind: Kind) -> list[Document]:
@@ -149,7 +150,8 @@ class Api:
             ApiRefusal: the server refused.
         """
         answer = await self._request("GET", kind.path(""), query=[("resourceVersion", "0")], accept=_METADATA_ALONE)
-        items: list[Document] = answer["items"]
+        # null where metadata alone was asked for and nothing is there
+        items: list[Document] = answer.get("items") or []
         return items
 
     async def apply(self, document: Document, subresource: str = "") -> Document:

@@ -156,7 +156,7 @@ def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
 def _end_with(task: asyncio.Task[None]) -> None:
     """A part that ended has failed: end the process, so that the kubelet starts it anew."""
     if not task.cancelled():
-        logger.critical("a part of the operator ended: %r", task.exception())
+        logger.critical("a part of the operator ended", exc_info=task.exception())
         raise SystemExit(1)
 
 

@@ -58,6 +58,16 @@ bench: venv ## Benchmarks; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -m benchmarks
 
+.PHONY: bench-writes
+bench-writes: venv ## Kill the operator at every write, play every fault; build/bench/writes.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks writes
+
+.PHONY: bench-operator
+bench-operator: venv ## 1,000 jobs on 1,250 nodes of kwok's; build/bench/operator.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks operator
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

@@ -52,10 +52,13 @@ class AuditLog:
                 resource = reference.get("resource", "")
                 if reference.get("subresource"):
                     resource = f"{resource}/{reference['subresource']}"
-                yield Use(
-                    reference.get("apiGroup", ""), resource, event["verb"], reference.get("namespace", ""),
-                    reference.get("name", ""),
-                )  # fmt: skip
+                created = event["verb"] == "patch" and (event.get("responseStatus") or {}).get("code") == 201
+                # Server-side apply of what is not there asks for the right to create as well.
+                for verb in (event["verb"], "create") if created else (event["verb"],):
+                    yield Use(
+                        reference.get("apiGroup", ""), resource, verb, reference.get("namespace", ""),
+                        reference.get("name", ""),
+                    )  # fmt: skip
 
     def refusals(self, user: str) -> list[str]:
         """Return what RBAC refused a user since then."""
@@ -69,5 +72,10 @@ class AuditLog:
         ]
 
     def writes(self, user: str) -> Counter[str]:
-        """Count a user's writes by verb and resource."""
-        return Counter(f"{use.verb} {use.resource}" for use in self.uses(user) if use.verb in WRITE_VERBS)
+        """Count a user's writes by verb and resource; one that creates by apply is one."""
+        return Counter(f"{use.verb} {use.resource}" for use in self.uses(user) if is_write(use))
+
+
+def is_write(use: Use) -> bool:
+    """Whether a use is a request that writes; a create by apply is told beside its patch, and an event has no name."""
+    return use.verb in WRITE_VERBS and not (use.verb == "create" and use.name)

@@ -53,9 +53,22 @@ class Right:
         return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}{where}"
 
 
-# Rights that are needed and never show as a request of their own: an admission plugin asks for this one when an owner
-# reference blocks its owner's deletion, where that plugin is on.
-UNSEEN = frozenset({Right("perseus.energy", "perseusjobs/finalizers", "update", "")})
+# Rights that are needed and never show here, and why.
+_UNSEEN = {
+    (
+        "perseus.energy",
+        "perseusjobs/finalizers",
+    ): "asked for by an admission plugin, where it is on",
+    ("apps", "statefulsets"): "looked at for spec.workloadRef",
+    ("jobset.x-k8s.io", "jobsets"): "looked at for spec.workloadRef, where the cluster has the kind",
+    ("trainer.kubeflow.org", "trainjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
+    ("kubeflow.org", "pytorchjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
+}
+
+
+def unseen(rights: set[Right]) -> set[Right]:
+    """Return those rights that this control plane cannot show in use."""
+    return {each for each in rights if (each.group, each.resource) in _UNSEEN}
 
 
 def rendered(helm: Path | None = None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from perseus_api import names
 
-from harness.audit import WRITE_VERBS, AuditLog
+from harness.audit import AuditLog, is_write
 from harness.controlplane import SYSTEM, ControlPlane, free_port, running
 from harness.fleet import fleet
 from harness.objects import core_path, frontier_data, frontier_of, job_path, perseus_job, profile_config_map
@@ -81,7 +81,8 @@ class _Run:
         self._done = threading.Event()
 
     def figures(self) -> dict[str, Any]:
-        wait_until("the operator is ready", self._is_ready, timeout_seconds=60)
+        wait_until("the operator is ready", self._is_ready, timeout_seconds=120)
+        say("the operator is ready")
         self._prepare()
         log = AuditLog(self._plane.audit_log)
         pods = threading.Thread(target=self._begin_training, daemon=True)
@@ -189,7 +190,7 @@ class _Run:
         found = dict.fromkeys((key[1] for key in self._keys), 0)
         nameless = 0
         for use in log.uses(USER):
-            if use.verb in WRITE_VERBS:
+            if is_write(use):
                 match = re.search(r"job-\d{4}", use.name)
                 if match:
                     found[match[0]] += 1

@@ -20,6 +20,7 @@ from perseus_api import names
 
 from perseus_operator.memory import Memory
 from perseus_operator.metrics import API_REFUSALS, API_REQUEST_SECONDS, API_WRITES
+from perseus_operator.tracing import span
 
 Document = dict[str, Any]
 _TIMEOUT_SECONDS = 15.0
@@ -258,8 +259,9 @@ class Api:
             auth_settings=["BearerToken"],
         )
         begin = time.perf_counter()
-        response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
-        data = await response.read()
+        with span(f"{method} {path}"):
+            response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
+            data = await response.read()
         API_REQUEST_SECONDS.labels(verb=method).observe(time.perf_counter() - begin)
         try:
             answer: Document = json.loads(data) if data else {}

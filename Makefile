@@ -75,6 +75,16 @@ bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (carg
 bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
 	@$(PYTHON_BIN) -m benchmarks.stragglers
 
+.PHONY: bench-writes
+bench-writes: venv ## Kill the operator at every write, play every fault; build/bench/writes.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks writes
+
+.PHONY: bench-operator
+bench-operator: venv ## 1,000 jobs on 1,250 nodes of kwok's; build/bench/operator.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks operator
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings

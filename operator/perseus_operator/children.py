@@ -88,7 +88,7 @@ class Builder:
                 "apiGroups": [""],
                 "resources": ["configmaps"],
                 "resourceNames": [names.frontier_config_map_name(self.name)],
-                "verbs": ["get", "patch"],
+                "verbs": ["patch"],
             }
         ]
         binding = self._child(f"{group}/v1", "RoleBinding", self.optimiser_name, COMPONENT_OPTIMISER)

@@ -14,7 +14,7 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec
 
-from perseus_operator import metrics
+from perseus_operator import logs, metrics
 from perseus_operator.accounts import Accounts
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
@@ -28,6 +28,7 @@ from perseus_operator.steps.plan import PlanStep
 from perseus_operator.steps.reference import look_at_workload
 from perseus_operator.steps.status import StatusStep
 from perseus_operator.steps.workload import bring_about_workload
+from perseus_operator.tracing import span
 from perseus_operator.visit import Visit
 
 WAITING_SECONDS, LONGEST_WAITING_SECONDS = 2.0, 30.0
@@ -57,6 +58,10 @@ class Reconciler:
         Raises:
             ApiRefusal: the API server refused; the visit is to be repeated.
         """
+        with logs.about(*key), span("visit", namespace=key[0], job=key[1]):
+            return await self._visit(key)
+
+    async def _visit(self, key: JobKey) -> float | None:
         begin = time.monotonic()
         outcome = "failed"
         try:
@@ -70,6 +75,7 @@ class Reconciler:
                 await self._release(key, job)
                 outcome = "settled"
                 return None
+            logs.about_generation(job["metadata"]["generation"])
             visit = Visit(key, job, Story())
             await self._bring_about(visit)
             visit.story.finish()

@@ -39,6 +39,11 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = DEADLI
         time.sleep(0.01)
 
 
+def waits_for_lock(pid: int) -> bool:
+    """Whether a process is blocked on a file lock."""
+    return any(f" {pid} " in line and "->" in line for line in Path("/proc/locks").read_text().splitlines())
+
+
 def uid(number: int) -> str:
     """The UID of the pod of a rank."""
     return f"00000000-0000-4000-8000-{number:012d}"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan
+from agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, waits_for_lock
 from perseus_daemonset import files
 from perseus_daemonset.journal import Journal
 from perseus_simulator.node import SimulatedNode
@@ -164,7 +164,7 @@ def test_a_watchdog_told_to_stop_does_the_last_duty_of_an_agent_that_hangs(
         trainer.begin(1)
         eventually(lambda: node.gpus[0].locked_range() == (810, 810), "the clock is locked")
         agent.signal(signal.SIGSTOP)
-        eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel")
+        eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)
         watchdog.terminate()
         eventually(lambda: node.gpus[0].locked_range() is None, "the clock is free", RELEASE_SECONDS)
         assert watchdog.wait(5) == 0
@@ -177,15 +177,10 @@ def test_a_watchdog_told_to_stop_leaves_a_living_agents_end_to_the_agent(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode
 ) -> None:
     watchdog = subprocess.Popen([sys.executable, "-m", "perseus_daemonset.main", "watchdog"], env=command(agent, node))
-    eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel")
+    eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)
     watchdog.terminate()
     agent.stop()
     assert watchdog.wait(5) == 0
-
-
-def waits_for_lock(pid: int) -> bool:
-    """Whether a process is blocked on a file lock."""
-    return any(f" {pid} " in line and "->" in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def test_a_journal_that_cannot_be_written_leaves_the_clock_alone(

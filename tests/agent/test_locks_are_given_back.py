@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
+from agent_process import (
+    PLAN_NAME,
+    RELEASE_SECONDS,
+    AgentProcess,
+    Kubelet,
+    Trainer,
+    eventually,
+    make_plan,
+    uid,
+    waits_for_lock,
+)
 from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Hello
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
@@ -65,8 +75,10 @@ def test_a_withdrawn_plan(agent: AgentProcess, trainer: Trainer, node: Simulated
     agent.ask(do="withdraw", name=PLAN_NAME)
     free(node)
     trainer.run(1, "FB")
-    trainer.begin(2)
     agent.plan(make_plan(2, 3))
+    # A whole iteration: whenever the plan arrives in it, it matches.
+    trainer.begin(2)
+    trainer.run(2, "FB")
     trainer.begin(3)
     locked(node)
 
@@ -151,6 +163,8 @@ def test_a_killed_agent_leaves_the_lock_to_the_watchdog(
             trainer.run(iteration, "FB")
             trainer.end(iteration)
         locked(node)
+        # Only who has started can come to help: on a busy machine Python's start alone takes seconds.
+        eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)
         agent.kill()
         free(node)
         eventually(lambda: agent.journalled == [], "the journal is empty")

@@ -18,7 +18,7 @@ from perseus_daemonset.registry import Registry
 from test_controller import UUID, RecordingGpu
 
 KEY = RankKey("research", "gpt", 0, 0, 0, "gpt-0", UUID)
-POD = Pod(uid(0), "research", "gpt-0", "Running", "gpt", "job-1", 0, 2, 1)
+POD = Pod(uid(0), "research", "gpt-0", "Running", "gpt", "job-1", 0, None)
 
 
 class Gpus:
@@ -88,7 +88,7 @@ def test_a_gpu_leased_to_another_pod_is_refused(tmp_path: Path) -> None:
     books = registry(tmp_path, PlanStore())
     first: Any = RecordedLease()
     books.serve(KEY, POD, lambda *_: first)
-    other = Pod(uid(1), "research", "gpt-1", "Running", "gpt", "job-1", 1, 2, 1)
+    other = Pod(uid(1), "research", "gpt-1", "Running", "gpt", "job-1", 1, None)
     with pytest.raises(ValueError, match="leased to pod research/gpt-0"):
         books.serve(KEY, other, lambda *_: RecordedLease(other))  # type: ignore[arg-type, return-value]
     assert not first.ended

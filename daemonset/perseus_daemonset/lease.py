@@ -126,7 +126,7 @@ class Lease:
             self.is_open = False
             if self.caretaker.tenant is self:
                 self.caretaker.tenant = None
-            self.account.interrupted()
+            self.account.interrupted(self.follower.reference)
             self.upkeep()
             self._connection.close()
 
@@ -183,26 +183,30 @@ class Lease:
         """
         plan = self.follower.reference
         begins = [boundary for boundary, _ in taken if boundary.kind is BoundaryKind.ITERATION_BEGIN]
+        last = taken[-1][0] if taken else None
         for boundary, finished_order in taken:
             self.account.instructions.take(boundary, before, plan)
             if boundary.kind is BoundaryKind.ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
                 self._begin_iteration(boundary, plan, boundary is begins[-1])
             elif boundary.kind is BoundaryKind.ITERATION_END:
-                self.account.end_iteration(boundary)
+                # Only an end after which nothing has come yet meets the counter in time.
+                self.account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
             else:
                 self.account.instruction(boundary, finished_order)
         if self.controller.requested_megahertz is not None:
             self.account.locked()
 
     def _begin_iteration(self, began: Boundary, plan: RankPlan | None, is_newest: bool) -> None:
-        joules: float | None = None
-        try:
-            if is_newest:
-                joules = self.controller.gpu.energy_joules()
-        except HardwareError as error:
-            self.controller.note(error)
+        joules = self._energy_joules() if is_newest else None
         behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
         self.account.begin_iteration(began, joules, time.time() - behind, plan)
         if self.account.unlocked.iterations != self._measured:
             self.caretaker.nudge()
+
+    def _energy_joules(self) -> float | None:
+        try:
+            return self.controller.gpu.energy_joules()
+        except HardwareError as error:
+            self.controller.note(error)
+            return None

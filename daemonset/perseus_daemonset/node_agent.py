@@ -81,7 +81,7 @@ class NodeAgent:
     def report(self) -> bytes:
         """Return what a person wants to know of the ranks, as JSON."""
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
-        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals}, indent=1).encode() + b"\n"
+        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
     def end(self) -> None:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""

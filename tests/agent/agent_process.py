@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,13 @@ class Trainer:
         for letter in letters:
             self._send(BoundaryKind.INSTRUCTION_BEGIN, iteration, Instruction.from_code(letter))
             self._send(BoundaryKind.INSTRUCTION_END, iteration, Instruction.from_code(letter))
+
+    @contextmanager
+    def instruction(self, iteration: int, instruction: Instruction) -> Iterator[None]:
+        """Tell of an instruction around what it does."""
+        self._send(BoundaryKind.INSTRUCTION_BEGIN, iteration, instruction)
+        yield
+        self._send(BoundaryKind.INSTRUCTION_END, iteration, instruction)
 
     def end(self, iteration: int) -> None:
         """End an iteration."""

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from perseus_api.ranks import RankShape
 from perseus_daemonset.journal import Journal, sole_holder
 from perseus_daemonset.nvml import Nvml
+from perseus_daemonset.pods import MANY_PIPELINES, Pod
 from perseus_daemonset.release import release_journalled
 
 
@@ -23,6 +25,13 @@ def slices(folder: Path) -> list[dict[str, Any]]:
     path = folder / "slices.json"
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return found
+
+
+def pod_of(told: dict[str, Any]) -> Pod:
+    """The pod that a test tells of: its index, stages and tensor parallel degree beside what a pod says of itself."""
+    index, stages, degree = told.pop("rank"), told.pop("stages"), told.pop("tensor_parallel")
+    shape = None if stages is None else RankShape(stages, MANY_PIPELINES, degree or 1)
+    return Pod(**told, index=index, shape=shape)
 
 
 def main() -> None:
@@ -35,7 +44,6 @@ def main() -> None:
     from perseus_daemonset.latency import METRICS
     from perseus_daemonset.node_agent import NodeAgent
     from perseus_daemonset.pod_resources import PodResources
-    from perseus_daemonset.pods import Pod
     from prometheus_client import generate_latest
 
     with sole_holder(folder / "journal"):
@@ -52,7 +60,7 @@ def main() -> None:
             command = json.loads(line)
             match command["do"]:
                 case "pod":
-                    agent.pods.put(Pod(**command["pod"]))
+                    agent.pods.put(pod_of(command["pod"]))
                 case "gone":
                     agent.pods.remove(command["uid"])
                 case "plan":
@@ -63,7 +71,7 @@ def main() -> None:
                     break
             answer = {
                 "leases": len(agent.registry.leases()),
-                "refusals": agent.registry.refusals,
+                "refusals": agent.registry.refusals.counts,
                 "rejected": [[*key, count] for key, count in agent.plans.rejected.items()],
                 "metrics": generate_latest(METRICS).decode(),
                 "report": json.loads(agent.report()),

@@ -79,7 +79,7 @@ def test_the_optimisation_pod_may_write_one_config_map_and_nothing_else() -> Non
             "apiGroups": [""],
             "resources": ["configmaps"],
             "resourceNames": ["train-frontier"],
-            "verbs": ["get", "patch"],
+            "verbs": ["patch"],
         }
     ]
     pod = builder().optimiser_job("sha256:1", "uid")["spec"]["template"]["spec"]

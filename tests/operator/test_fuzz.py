@@ -97,10 +97,11 @@ def good(*kept: str) -> st.SearchStrategy[Any]:
 
 
 # From jobs that run, over jobs that are accepted and stand, to what no schema allows.
+CALM = good("template", "workloadRef", "parallelism", "profiling", "schedule", "suspend", "objective", "straggler")
 RUNNING = good("template", "workloadRef", "parallelism", "profiling", "schedule", "suspend")
 STANDING = good("template", "workloadRef")
 ANYTHING = values(schema())
-SPECS = RUNNING | RUNNING.filter(bool) | STANDING | RUNNING.flatmap(spoiled) | STANDING.flatmap(spoiled) | ANYTHING
+SPECS = CALM | RUNNING | STANDING | RUNNING.flatmap(spoiled) | STANDING.flatmap(spoiled) | ANYTHING
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,20 @@ class Api:
                 return None
             raise
 
+    async def preferred_version(self, group: str) -> str | None:
+        """Return the version of an API group that the server prefers, None if it does not serve the group.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        try:
+            answer = await self._request("GET", f"/apis/{quote(group, safe='')}")
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+        return str((answer.get("preferredVersion") or {}).get("version") or "") or None
+
     async def find(self, kind: Kind, namespace: str, selector: str = "", field_selector: str = "") -> list[Document]:
         """Return the objects of a namespace ("" for all) that selectors of labels and fields choose.
 

@@ -17,10 +17,12 @@ import kopf
 from perseus_api import names
 
 from perseus_operator import metrics
+from perseus_operator.accounts import Accounts
 from perseus_operator.backstop import Backstop
 from perseus_operator.client import Api
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
+from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
 from perseus_operator.transport import Connection
@@ -89,7 +91,10 @@ class Operator:
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
         monitor = Monitor(lambda key: queue_box[0].add(key, urgent=True))
-        reconciler = Reconciler(api, self._settings, monitor)
+        accounts = Accounts(
+            monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
+        )
+        reconciler = Reconciler(api, self._settings, monitor, accounts)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         self._backstop = Backstop(reconciler, self._queue)
@@ -102,6 +107,7 @@ class Operator:
             connection = Connection(self._settings.prometheus, session)
             await monitor.look_first(connection)
             self._tasks.append(asyncio.create_task(monitor.run(connection)))
+            self._tasks.append(asyncio.create_task(accounts.run(Prometheus(connection))))
             self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
         self._tasks += [asyncio.create_task(self._queue.run()), asyncio.create_task(self._backstop.run())]
         self._health.begins(self._queue, self._backstop)

@@ -84,7 +84,8 @@ class ApiRefusal(Exception):
     @property
     def is_final(self) -> bool:
         """Whether the same request will be refused again: the object itself is wrong."""
-        return self.status in (400, 403, 422)
+        # Server-side apply says of a value of the wrong type that it is the server's own error.
+        return self.status in (400, 403, 422) or (self.status == 500 and "typed patch object" in str(self))
 
 
 class Api:
@@ -246,6 +247,7 @@ class Api:
                 return await self._exchange(method, path, query, body, content_type, accept)
             except ApiRefusal as refusal:
                 harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
+                harmless = harmless and not refusal.is_final
                 if not harmless or attempt == ATTEMPTS - 1:
                     raise
                 pause = max(pause, min(refusal.retry_after_seconds, LONGEST_PAUSE_SECONDS))

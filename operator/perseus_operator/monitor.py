@@ -113,6 +113,9 @@ class Monitor:
         job = self._jobs[key] = WatchedJob(
             plan, spec, watch, watch.stragglers, report=report or JobReport(), silent_since=silent, missed=True
         )
+        if report is not None:
+            # What the first look saw counts as seen: a restart tells nothing anew.
+            _choose(job, report, now)
         return job
 
     def planned(

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from perseus_api import names
@@ -24,7 +23,6 @@ from testbed.installation import Installation, install
 from testbed.observation import Recorder, Sample
 
 JOB, NAMESPACE, SLOW, HEALTHY, STAGES = "gpt3-175b", "default", 1, 0, 8
-CRDS = Path(__file__).resolve().parents[2] / "crds"
 RATIOS = (1.2, 1.05, 1.5, 1.1)
 ENTER, LEAVE = 1.03, 1.02
 MEASURED_ITERATIONS = 4
@@ -38,8 +36,6 @@ def measure_cluster(events: int = 20) -> dict[str, Any]:
     installation = install(lambda text: print(text, flush=True))
     installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     installation.cool_all()
-    # Helm does not upgrade the CRD of a cluster that was up already.
-    installation.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
     with Recorder(lambda: installation.read_sample(NAMESPACE, JOB)) as recorder:
         installation.kubectl("apply", "-n", NAMESPACE, "-k", str(installation.overlay(EXAMPLE)))
         # Events follow each other faster than the dwell time allows; it is not what is measured here.

@@ -18,6 +18,7 @@ from testbed.folders import Folders
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "perseus-operator"
+OPERATOR = "perseus-operator"
 Document = dict[str, Any]
 
 
@@ -197,6 +198,22 @@ def test_no_right_is_a_wildcard(rendered: list[Document]) -> None:
             for rule in each["rules"]:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]], each["metadata"]["name"]
                 assert "secrets" not in rule["resources"]
+
+
+def test_the_operator_may_watch_what_it_watches(rendered: list[Document]) -> None:
+    """What it may not list ends it at its start."""
+    role = next(each for each in rendered if each["kind"] == "ClusterRole" and each["metadata"]["name"] == OPERATOR)
+    source = (ROOT / "operator" / "perseus_operator" / "handlers.py").read_text()
+    watched = re.findall(r'kopf\.on\.event\("([a-z0-9]+)", (?:"v1", )?"([a-z]+)"', source)
+    watched.append((names.GROUP, names.PLURAL))
+    assert len(watched) >= 4, "the handlers are written another way: this test does not see them"
+    for group, resource in watched:
+        own = [
+            rule["verbs"]
+            for rule in role["rules"]
+            if resource in rule["resources"] and ("" if group == "v1" else group) in rule["apiGroups"]
+        ]
+        assert any({"list", "watch"} <= set(verbs) for verbs in own), f"{group} {resource}"
 
 
 def test_names_agree_with_the_code(rendered: list[Document]) -> None:

@@ -93,6 +93,8 @@ class Installation:
             "upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE, "--create-namespace",
             "--wait", "--timeout", "3m", *sets,
         )  # fmt: skip
+        # Helm installs CRDs and never upgrades them: a cluster that was up before would keep its old one.
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
         self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
         self._wait_for_gpus()
         self.forget_addresses()

@@ -1,4 +1,4 @@
-"""``make bench-stragglers``: runs the parts that the command line names (false_alarms, cluster, scale), or all.
+"""``make bench-stragglers``: runs the parts that are named (false_alarms, detection, cluster, scale), or all.
 
 Figures go to build/bench/stragglers.json; a part that was not run keeps what an earlier run found.
 """
@@ -21,10 +21,10 @@ NOISE, HOURS, SEEDS, PIPELINES = 0.02, 1.0, 24, 8
 
 def main() -> int:
     """Run; return the exit status."""
-    parts = sys.argv[1:] or ["false_alarms", "cluster", "scale"]
+    parts = sys.argv[1:] or ["false_alarms", "detection", "cluster", "scale"]
     figures: dict[str, Any] = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     for part in parts:
-        figures |= {"false_alarms": _false_alarms, "cluster": _cluster, "scale": _scale}[part]()
+        figures |= _PARTS[part]()
         OUTPUT.parent.mkdir(parents=True, exist_ok=True)
         OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
@@ -38,19 +38,29 @@ def _false_alarms() -> dict[str, Any]:
     return {"false_alarms": alarms, "false_alarms_hours": HOURS * SEEDS, "false_alarms_noise": NOISE}
 
 
+def _detection() -> dict[str, Any]:
+    """Twenty stragglers and recoveries beside the cluster."""
+    from benchmarks.stragglers.detection import measure_detection
+
+    found = measure_detection()
+    return {**_latencies(found), "detection": found}
+
+
 def _cluster() -> dict[str, Any]:
-    """The real cluster."""
+    """The same on the real cluster, with what the healthy pipeline saves."""
     from benchmarks.stragglers.cluster import measure_cluster
 
     found = measure_cluster()
-    scrape = found["scrape_seconds"]
     gaps = [abs(each["looked_up"] - each["measured"]) for each in found["savings"].values()]
+    return {**_latencies(found), "worst_gap_to_frontier_points": max(gaps), "cluster": found}
+
+
+def _latencies(found: dict[str, Any]) -> dict[str, Any]:
+    scrape = found["scrape_seconds"]
     return {
         "events": found["events"],
         "p95_over_scrape_seconds": percentile(found["answer_seconds"], 95) - scrape,
         "recovery_p95_over_scrape_seconds": percentile(found["recovery_seconds"], 95) - scrape,
-        "worst_gap_to_frontier_points": max(gaps),
-        "cluster": found,
     }
 
 
@@ -70,6 +80,9 @@ def percentile(values: list[float], percent: float) -> float:
     """Return the smallest value that so many percent of all do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]
+
+
+_PARTS = {"false_alarms": _false_alarms, "detection": _detection, "cluster": _cluster, "scale": _scale}
 
 
 if __name__ == "__main__":

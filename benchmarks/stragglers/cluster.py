@@ -41,9 +41,11 @@ def measure_cluster(events: int = 20) -> dict[str, Any]:
         # Events follow each other faster than the dwell time allows; it is not what is measured here.
         patch = json.dumps({"spec": {"straggler": {"dwellSeconds": 2}}})
         installation.kubectl("patch", "perseusjob", JOB, "-n", NAMESPACE, "--type=merge", "-p", patch)
-        found = _Events(installation, recorder).run(events)
-        installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--timeout=120s")
-    return found
+        try:
+            return _Events(installation, recorder).run(events)
+        finally:
+            installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--timeout=120s")
+            installation.cool_all()
 
 
 class _Events:

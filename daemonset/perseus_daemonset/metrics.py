@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.accounting import MEASURED, PREDICTED, RankAccount
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.families import Families, Labels
 from perseus_daemonset.lease import Lease, RankKey
@@ -98,9 +98,11 @@ def _collect_books(families: Families, rank: Labels, account: RankAccount) -> No
     families.counter("perseus_iterations_total", rank, account.iterations)
     families.counter("perseus_iterations_seconds_total", rank, account.seconds)
     families.counter("perseus_gpu_energy_joules_total", rank, account.energy_joules)
-    for source, joules in sorted(account.baseline_joules.copy().items()):
+    # From zero on: a counter that is born with its first value would be missing it in every rate.
+    unused = dict.fromkeys((MEASURED, PREDICTED), 0.0)
+    for source, joules in sorted((unused | account.baseline_joules).items()):
         families.counter("perseus_gpu_baseline_joules_total", {**rank, "source": source}, joules)
-    for source, seconds in sorted(account.baseline_seconds.copy().items()):
+    for source, seconds in sorted((unused | account.baseline_seconds).items()):
         families.counter("perseus_baseline_seconds_total", {**rank, "source": source}, seconds)
 
 

@@ -33,6 +33,7 @@ _GENERATION = re.compile(r"generation \d+")
 _DROPPED = {
     "resourceVersion", "creationTimestamp", "time", "lastTransitionTime", "firstIteration", "startTime", "uid",
     "clusterIP", "clusterIPs", "deletionTimestamp", f"{names.GROUP}/content-hash",
+    f"{names.GROUP}/template-hash",
 }  # fmt: skip
 _RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 

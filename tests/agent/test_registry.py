@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,17 @@ def test_a_plan_that_changes_while_a_lease_is_made_comes_last(tmp_path: Path, ch
     plans.put(PLAN_NAME, ("research", "gpt"), make_plan(1).encode())
     plans._change = change
     lease: Any = RecordedLease()
-    books.serve(KEY, POD, lambda *_: lease)
+    books.serve(KEY, POD, os.getpid(), lambda *_: lease)
     assert lease.offered[-1] == wanted
 
 
 def test_a_gpu_leased_to_another_pod_is_refused(tmp_path: Path) -> None:
     books = registry(tmp_path, PlanStore())
     first: Any = RecordedLease()
-    books.serve(KEY, POD, lambda *_: first)
+    books.serve(KEY, POD, os.getpid(), lambda *_: first)
     other = Pod(uid(1), "research", "gpt-1", "Running", "gpt", "job-1", 1, None)
     with pytest.raises(ValueError, match="leased to pod research/gpt-0"):
-        books.serve(KEY, other, lambda *_: RecordedLease(other))  # type: ignore[arg-type, return-value]
+        books.serve(KEY, other, os.getpid(), lambda *_: RecordedLease(other))  # type: ignore[arg-type, return-value]
     assert not first.ended
 
 
@@ -98,8 +99,8 @@ def test_a_trainer_that_comes_again_takes_its_own_place(tmp_path: Path) -> None:
     books = registry(tmp_path, PlanStore())
     first: Any = RecordedLease()
     again: Any = RecordedLease()
-    books.serve(KEY, POD, lambda *_: first)
-    books.serve(KEY, POD, lambda *_: again)
+    books.serve(KEY, POD, os.getpid(), lambda *_: first)
+    books.serve(KEY, POD, os.getpid(), lambda *_: again)
     assert first.ended
     assert books.leases() == [again]
     books.finished(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -94,6 +95,4 @@ def _ask(url: str, expression: str, legend: str, window: Window) -> Answer:
 def _legend(form: str, labels: dict[str, str]) -> str:
     if not form:
         return ", ".join(f"{name}={value}" for name, value in labels.items() if name != "__name__")
-    for name in sorted(labels, key=len, reverse=True):
-        form = form.replace(f"{{{{{name}}}}}", labels[name])
-    return form.strip()
+    return re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), form).strip()

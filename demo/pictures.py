@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def _draw_lines(
     axes.grid(alpha=0.3)
     if found:
         handles, labels = axes.get_legend_handles_labels()
-        shown = [textwrap.shorten(label, 44) for label in labels[:_MAXIMUM_LEGEND]]
+        shown = [_short(label, 40) for label in labels[:_MAXIMUM_LEGEND]]
         columns = 4 if max(map(len, shown)) < 24 else 2
         axes.legend(handles[:_MAXIMUM_LEGEND], shown, fontsize=7, ncols=columns, loc="upper center",
                     bbox_to_anchor=(0.5, -0.1), frameon=False)  # fmt: skip
@@ -168,7 +167,7 @@ def _draw_table(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> Non
         for index, properties in enumerate(shown):
             divisor, suffix = _UNITS.get(properties.get("unit", "none"), (1.0, ""))
             texts.append(f"{values[index] / divisor:.4g} {suffix}" if index in values else "")
-        cells.append([textwrap.shorten(each, 24, placeholder="…") for each in key] + texts)
+        cells.append([_short(each, 22) for each in key] + texts)
     if not cells:
         axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
         return
@@ -176,6 +175,10 @@ def _draw_table(axes: Axes, panel: dict[str, Any], answers: list[Answer]) -> Non
     drawn = axes.table(cells, colLabels=headings, loc="upper center", cellLoc="left")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _legend_rows(panel: dict[str, Any]) -> int:

@@ -42,6 +42,9 @@ class Reason(StrEnum):
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"
     TEMPLATE_REFUSED = "TemplateRefused"
+    WORKLOAD_KIND_MISSING = "WorkloadKindMissing"  # spec.workloadRef: the cluster does not serve the kind
+    WORKLOAD_MISSING = "WorkloadMissing"
+    PODS_UNLABELLED = "PodsUnlabelled"
     TRAINING_FINISHED = "TrainingFinished"
     TRAINING_FAILED = "TrainingFailed"
     # PlanApplied
@@ -49,6 +52,10 @@ class Reason(StrEnum):
     MEASURING_BASELINE = "MeasuringBaseline"
     WAITING_FOR_AGENTS = "WaitingForAgents"
     PLAN_REFUSED = "PlanRefused"
+    PLAN_NOT_FOLLOWED = "PlanNotFollowed"  # the training script does something else
+    RANK_REFUSED = "RankRefused"  # an agent does not serve a pod
+    RANK_TWICE = "RankTwice"  # more ranks report than there are
+    CLOCKS_REFUSED = "ClocksRefused"  # a device does not let its clock be set, or somebody else sets it
     # Observed
     SOURCES_ANSWER = "SourcesAnswer"
     RULES_MISSING = "RulesMissing"  # Prometheus lacks this version's recording rules: it works, at a price

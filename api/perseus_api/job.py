@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 from perseus_api.errors import DocumentError
+from perseus_api.ranks import RankOrder, RankShape
 from perseus_api.schedules import JobSchedule
 
 
@@ -35,11 +36,17 @@ class Parallelism(_Part):
     pipelines: Annotated[int, Field(ge=1, le=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     microbatches: Annotated[int, Field(ge=1, le=4096)]
+    rank_order: RankOrder = RankOrder.PIPELINE_STAGE_TENSOR
 
     @property
     def ranks(self) -> int:
-        """Number of ranks, which is the number of training pods."""
-        return self.stages * self.pipelines * self.tensor_parallel
+        """Number of ranks, which is the number of GPUs."""
+        return self.shape.ranks
+
+    @property
+    def shape(self) -> RankShape:
+        """How ranks are numbered."""
+        return RankShape(self.stages, self.pipelines, self.tensor_parallel, self.rank_order)
 
 
 class Objective(_Part):
@@ -98,8 +105,25 @@ class Accounting(_Part):
     baseline_iterations: Annotated[int, Field(ge=0, le=1000)] = 10
 
 
+class WorkloadKind(StrEnum):
+    """What `spec.workloadRef` may name."""
+
+    JOB = "Job"
+    STATEFUL_SET = "StatefulSet"
+    JOB_SET = "JobSet"
+    TRAIN_JOB = "TrainJob"
+    PYTORCH_JOB = "PyTorchJob"
+
+
+class WorkloadReference(_Part):
+    """Names a workload that exists beside the job."""
+
+    kind: WorkloadKind
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+
+
 class PerseusJobSpec(_Part):
-    """The whole spec. `template` is a PodTemplateSpec as a plain dictionary."""
+    """The whole spec: either `template`, a PodTemplateSpec as a plain dictionary, or `workload_ref`."""
 
     suspend: bool = False
     parallelism: Parallelism
@@ -108,7 +132,15 @@ class PerseusJobSpec(_Part):
     profiling: Profiling
     straggler: StragglerPolicy = StragglerPolicy()
     accounting: Accounting = Accounting()
-    template: dict[str, Any]
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    template: dict[str, Any] | None = None
+    workload_ref: WorkloadReference | None = None
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> PerseusJobSpec:
+        if (self.template is None) == (self.workload_ref is None):
+            raise ValueError("spec needs either a template or a workloadRef; set one of them")
+        return self
 
     @classmethod
     def parse(cls, spec: object) -> PerseusJobSpec:

@@ -83,6 +83,10 @@ AGENT_METRICS: Final[dict[str, str]] = {
     ),
     "perseus_leases": "Open trainer connections (no labels).",
     "perseus_locks": "GPUs on this node that the agent holds locked (no labels).",
+    "perseus_pod_refused": (
+        "1 for a pod of a job that this agent has refused within the last quarter of a minute. Labels namespace, job, "
+        "pod, reason."
+    ),
     "perseus_lease_refusals_total": "Connections that the agent refused. Label reason.",
     "perseus_nvml_errors_total": "NVML calls that failed. Labels gpu, error.",
     "perseus_boundary_to_call_seconds": "Histogram: from a boundary message's receipt to the end of its NVML call.",

@@ -84,7 +84,7 @@ def _begin(plane: ControlPlane, training: Training, keys: list[JobKey]) -> None:
 
 
 def _events(training: Training, key: JobKey, events: int) -> tuple[list[float], list[float]]:
-    source = random.Random(json.dumps(key))  # noqa: S311 - moments, to be repeated
+    source = random.Random(json.dumps(key))
     answers, recoveries = [], []
     for number in range(events):
         time.sleep(QUIET_SECONDS + source.uniform(0, SCRAPE_SECONDS))

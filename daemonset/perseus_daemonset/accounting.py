@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from perseus_api.messages import Boundary, BoundaryKind
 
+from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
 from perseus_daemonset.instructions import InstructionBooks
 
@@ -63,6 +64,17 @@ class RankAccount:
     def unlocked_iteration_seconds(self) -> float | None:
         """Mean measured duration of an unlocked iteration."""
         return self._unlocked_seconds / self._unlocked_iterations if self._unlocked_iterations else None
+
+    @property
+    def unlocked(self) -> Unlocked:
+        """The sums over unlocked iterations, to be kept for the next agent."""
+        return Unlocked(self._unlocked_joules, self._unlocked_seconds, self._unlocked_iterations)
+
+    def resume(self, unlocked: Unlocked) -> None:
+        """Go on with what an agent before this one measured."""
+        self._unlocked_joules = unlocked.joules
+        self._unlocked_seconds = unlocked.seconds
+        self._unlocked_iterations = unlocked.iterations
 
     def interrupted(self, plan: RankPlan | None = None) -> None:
         """The trainer's connection ended: an iteration that it ended counts, one under way does not.

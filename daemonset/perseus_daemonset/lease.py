@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
@@ -28,6 +29,7 @@ from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
 MAXIMUM_BATCH = 256  # a flood must not keep a batch from its end
+AT_ONCE_NANOSECONDS = 50_000
 _NANOSECONDS = 1_000_000_000
 
 
@@ -55,6 +57,8 @@ class Lease:
         caretaker: of the GPU.
         controller: the GPU's clock.
         is_open: whether the connection lives.
+        rate: bound on its messages.
+        on_measured: called when an unlocked iteration was measured.
     """
 
     def __init__(
@@ -69,13 +73,15 @@ class Lease:
         self.controller = caretaker.controller
         self.is_open = True
         self.rate = Rate(MESSAGES_PER_SECOND)
+        self.on_measured: Callable[[], None] = lambda: None
+        self._measured = account.unlocked.iterations
         self._connection = connection
         self._mutex = threading.Lock()
 
     def begin(self) -> None:
         """Become the holder of the GPU."""
         self.controller.grant(self)
-        self.caretaker.under_load = self.running
+        self.caretaker.tenant = self
 
     def offer(self, plan: Plan | None) -> None:
         """Take the job's newest plan, or its withdrawal: the clock is given back at once."""
@@ -96,6 +102,13 @@ class Lease:
         running = self.account.instructions.running
         return running if running is not None and running.has_clock else None
 
+    def upkeep(self) -> None:
+        """Have the baseline kept when it was measured anew."""
+        measured = self.account.unlocked.iterations
+        if measured != self._measured:
+            self._measured = measured
+            self.on_measured()
+
     def end(self) -> None:
         """End the lease from outside: its wishes are void from now on, and the reading thread notices."""
         self.controller.withdraw(self)
@@ -111,14 +124,16 @@ class Lease:
             self.controller.withdraw(self)
             self.controller.work()
             self.is_open = False
-            if self.caretaker.under_load == self.running:
-                self.caretaker.under_load = None
+            if self.caretaker.tenant is self:
+                self.caretaker.tenant = None
             self.account.interrupted(self.follower.reference)
+            self.upkeep()
             self._connection.close()
 
     def _follow(self) -> str:
         self._connection.settimeout(None)
         while True:
+            asked = time.monotonic_ns()
             try:
                 packet = self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
             except OSError as error:
@@ -126,12 +141,15 @@ class Lease:
             if not packet:
                 return "closed"
             received = time.monotonic_ns()
+            # One that had to be waited for has nothing behind it: not to look saves a system call before NVML's.
+            may_queue = received - asked < AT_ONCE_NANOSECONDS
             before = self.controller.requested_megahertz
             taken: list[tuple[Boundary, bool]] = []
             try:
                 with self._mutex:
                     wish = self._take(packet, taken)
-                    while len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
+                    # Nor is there a look where no call is due.
+                    while may_queue and wish != before and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
                         wish = self._take(packet, taken)
                     self.controller.wish(self, wish)
             except MessageError as error:
@@ -183,6 +201,8 @@ class Lease:
         joules = self._energy_joules() if is_newest else None
         behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
         self.account.begin_iteration(began, joules, time.time() - behind, plan)
+        if self.account.unlocked.iterations != self._measured:
+            self.caretaker.nudge()
 
     def _energy_joules(self) -> float | None:
         try:

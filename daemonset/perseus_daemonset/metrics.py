@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.accounting import MEASURED, PREDICTED, RankAccount
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.families import Families, Labels
 from perseus_daemonset.lease import Lease, RankKey
@@ -42,8 +42,11 @@ class AgentCollector(Collector):
         families.gauge("perseus_leases", {}, len(self._registry.leases()))
         locked = sum(each.controller.requested_megahertz is not None for each in caretakers)
         families.gauge("perseus_locks", {}, locked)
-        for reason, count in sorted(self._registry.refusals.items()):
+        for reason, count in sorted(self._registry.refusals.counts.items()):
             families.counter("perseus_lease_refusals_total", {"reason": reason}, count)
+        for pod, reason in self._registry.refusals.fresh():
+            labels = {"namespace": pod.namespace, "job": pod.job, "pod": pod.name, "reason": reason}
+            families.gauge("perseus_pod_refused", labels, 1)
         for caretaker in caretakers:
             controller = caretaker.controller
             for code, count in sorted(controller.errors.items()):
@@ -95,9 +98,11 @@ def _collect_books(families: Families, rank: Labels, account: RankAccount) -> No
     families.counter("perseus_iterations_total", rank, account.iterations)
     families.counter("perseus_iterations_seconds_total", rank, account.seconds)
     families.counter("perseus_gpu_energy_joules_total", rank, account.energy_joules)
-    for source, joules in sorted(account.baseline_joules.copy().items()):
+    # From zero on: a counter that is born with its first value would be missing it in every rate.
+    unused = dict.fromkeys((MEASURED, PREDICTED), 0.0)
+    for source, joules in sorted((unused | account.baseline_joules).items()):
         families.counter("perseus_gpu_baseline_joules_total", {**rank, "source": source}, joules)
-    for source, seconds in sorted(account.baseline_seconds.copy().items()):
+    for source, seconds in sorted((unused | account.baseline_seconds).items()):
         families.counter("perseus_baseline_seconds_total", {**rank, "source": source}, seconds)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from perseus_daemonset.baselines import Baselines
+from perseus_daemonset.debts import pay_first
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
@@ -25,6 +27,7 @@ from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
 END_SECONDS = 2.0
+LAST_SECONDS = 1.0
 
 
 class NodeAgent:
@@ -36,13 +39,14 @@ class NodeAgent:
         registry: of leases.
     """
 
-    def __init__(self, gpus: Gpus, journal: Journal, changes_per_second: float) -> None:
+    def __init__(self, gpus: Gpus, folder: Path, changes_per_second: float) -> None:
         """Give back what the journal names, before anything else."""
         self._gpus = gpus
-        self._journal = journal
-        release_journalled(journal, gpus)
+        self._journal = journal = Journal(folder)
+        self._debts = pay_first(journal, gpus)
+        self._baselines = Baselines(folder / "baselines")
         self.plans, self.pods = PlanStore(), PodTable()
-        self.registry = Registry(gpus, journal, self.plans, changes_per_second)
+        self.registry = Registry(gpus, journal, self.plans, self._debts, self._baselines, changes_per_second)
         self.pods.on_gone = self.registry.pod_gone
         METRICS.register(AgentCollector(self.registry, self.plans))
         self._server: Server | None = None
@@ -66,6 +70,10 @@ class NodeAgent:
         self._server = Server(path, self.registry, self.pods, ownership, identify_peer)
         self._server.start()
 
+    def pods_listed(self) -> None:
+        """All pods of the node are known: what is kept of others is of no use any more."""
+        self._baselines.sweep(self.pods.uids())
+
     def healthy(self) -> str:
         """Return what a restart would cure, empty if nothing."""
         return what_a_restart_would_cure(self._gpus, self.registry.caretakers())
@@ -73,11 +81,12 @@ class NodeAgent:
     def report(self) -> bytes:
         """Return what a person wants to know of the ranks, as JSON."""
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
-        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals}, indent=1).encode() + b"\n"
+        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
     def end(self) -> None:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""
         if self._server is not None:
             self._server.close()
+        self._debts.stop()
         self.registry.end_all(END_SECONDS)
-        release_journalled(self._journal, self._gpus)
+        release_journalled(self._journal, self._gpus, LAST_SECONDS)

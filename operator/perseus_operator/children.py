@@ -18,6 +18,7 @@ from perseus_operator.settings import Settings
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
+ANNOTATION_TEMPLATE = f"{names.GROUP}/template-hash"  # of the user's template that a training Job was made from
 COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "trainer", "accounts"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
@@ -29,6 +30,10 @@ _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own polic
 _KEEP_OPTIMISER_SECONDS = 3600
 
 
+class TemplateProblem(ValueError):
+    """The template does not fit the job's shape; the text says what to change."""
+
+
 class Builder:
     """Makes the documents of one job."""
 
@@ -38,6 +43,8 @@ class Builder:
         self.namespace: str = metadata["namespace"]
         self.name: str = metadata["name"]
         self.uid: str = metadata["uid"]
+        labels = metadata.get("labels") or {}
+        self._queue_labels = {name: labels[name] for name in names.QUEUE_LABELS if name in labels}
         self._spec = spec
         self._settings = settings
         # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
@@ -53,6 +60,13 @@ class Builder:
         content = f"{checksum} {target} {self._shape()} {self._settings.optimiser_image}"
         digest = hashlib.sha256(content.encode()).hexdigest()
         return f"{self.optimiser_name[:50]}-{digest[:8]}"
+
+    @property
+    def gpus_of_a_pod(self) -> int:
+        """How many GPUs the template's containers ask for; 0 where their number makes no sense."""
+        containers = (self._spec.template or {}).get("spec", {}).get("containers", [])
+        limits = [((each.get("resources") or {}).get("limits") or {}).get(names.GPU_RESOURCE, 0) for each in containers]
+        return sum(int(each) for each in limits) if all(str(each).isdecimal() for each in limits) else 0
 
     def frontier_config_map(self) -> Document:
         """Return the ConfigMap that the optimisation pod fills; its content is the pod's, not ours."""
@@ -74,7 +88,7 @@ class Builder:
                 "apiGroups": [""],
                 "resources": ["configmaps"],
                 "resourceNames": [names.frontier_config_map_name(self.name)],
-                "verbs": ["get", "patch"],
+                "verbs": ["patch"],
             }
         ]
         binding = self._child(f"{group}/v1", "RoleBinding", self.optimiser_name, COMPONENT_OPTIMISER)
@@ -146,9 +160,18 @@ class Builder:
         return _hashed(document)
 
     def workload(self) -> Document:
-        """Return the Indexed Job: the user's template, once for each rank."""
-        parallelism = self._spec.parallelism
-        template = copy.deepcopy(self._spec.template)
+        """Return the Indexed Job: the user's template, as many times as the ranks need GPUs.
+
+        Raises:
+            TemplateProblem: the ranks do not divide into such pods.
+        """
+        ranks, gpus = self._spec.parallelism.ranks, self.gpus_of_a_pod
+        if gpus < 1 or ranks % gpus:
+            raise TemplateProblem(
+                f"spec.template asks for {gpus} {names.GPU_RESOURCE} a pod, and {ranks} ranks (stages x pipelines x "
+                f"tensorParallel) do not divide into such pods; correct the limit of {names.GPU_RESOURCE}"
+            )
+        template = copy.deepcopy(self._spec.template or {})
         metadata = template.setdefault("metadata", {})
         metadata["labels"] = {
             **(metadata.get("labels") or {}),
@@ -163,15 +186,22 @@ class Builder:
             added = [each for each in self._training_variables() if each["name"] not in given]
             container["env"] = [*(container.get("env") or []), *added]
         document = self._child("batch/v1", "Job", self.name, COMPONENT_TRAINER)
+        document["metadata"]["labels"].update(self._queue_labels)
         document["spec"] = {
             "completionMode": "Indexed",
-            "completions": parallelism.ranks,
-            "parallelism": parallelism.ranks,
+            "completions": ranks // gpus,
+            "parallelism": ranks // gpus,
             "backoffLimit": _BACKOFF_LIMIT,
-            "suspend": self._spec.suspend,
             "template": template,
         }
-        return _hashed(document)
+        # In a queue, its controller says when training may start.
+        if self._spec.suspend or not self._queue_labels:
+            document["spec"]["suspend"] = self._spec.suspend
+        if self._spec.ttl_seconds_after_finished is not None:
+            document["spec"]["ttlSecondsAfterFinished"] = self._spec.ttl_seconds_after_finished
+        hashed = _hashed(document)
+        hashed["metadata"]["annotations"][ANNOTATION_TEMPLATE] = _digest(self._spec.template)
+        return hashed
 
     def plan_config_map(self, encoded: str) -> Document:
         """Return the plan's ConfigMap in the operator's namespace: removed by finalizer and sweep."""
@@ -208,11 +238,15 @@ class Builder:
             names.ENV_PIPELINES: parallelism.pipelines,
             names.ENV_TENSOR_PARALLEL: parallelism.tensor_parallel,
             names.ENV_MICROBATCHES: parallelism.microbatches,
+            names.ENV_RANK_ORDER: parallelism.rank_order.value,
             names.ENV_SCHEDULE: self._spec.schedule.value,
             names.ENV_COORDINATOR: f"{self.name}-0.{self.name}",
         }
-        rank = {"name": names.ENV_RANK, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}}
-        return [rank, *({"name": name, "value": str(value)} for name, value in values.items())]
+        found: list[Document] = [{"name": name, "value": str(value)} for name, value in values.items()]
+        if self.gpus_of_a_pod == 1:
+            place = {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}
+            found.insert(0, {"name": names.ENV_RANK, "valueFrom": place})
+        return found
 
     def _shape(self) -> str:
         parallelism = self._spec.parallelism
@@ -253,6 +287,13 @@ class Builder:
         }
 
 
+def without_template(job: Document) -> Document:
+    """Return what may be changed of a training Job that is there: its pod template is nobody's to change any more."""
+    annotations = {ANNOTATION_HASH: job["metadata"]["annotations"][ANNOTATION_HASH]}
+    spec = {key: each for key, each in job["spec"].items() if key != "template"}
+    return {"metadata": {"labels": job["metadata"]["labels"], "annotations": annotations}, "spec": spec}
+
+
 def is_up_to_date(wanted: Document, present: Document | None) -> bool:
     """Whether an object is there with the content that we would write, and nobody has changed it since."""
     if present is None or present["metadata"].get("deletionTimestamp"):
@@ -274,14 +315,14 @@ def contains(present: Any, wanted: Any) -> bool:
 
 def _changeable(wanted: Document) -> Document:
     # A Job's pod template cannot be changed by anybody, and the API server writes its quantities in other words.
-    if wanted["kind"] != "Job":
-        return wanted
-    spec = {key: each for key, each in wanted["spec"].items() if key != "template"}
-    return {**wanted, "spec": spec}
+    return without_template(wanted) if wanted["kind"] == "Job" else wanted
 
 
 def _hashed(document: Document) -> Document:
-    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
-    document["metadata"]["annotations"] = {ANNOTATION_HASH: digest}
+    document["metadata"]["annotations"] = {ANNOTATION_HASH: _digest(document)}
     return document
+
+
+def _digest(document: Any) -> str:
+    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -113,6 +113,9 @@ class Monitor:
         job = self._jobs[key] = WatchedJob(
             plan, spec, watch, watch.stragglers, report=report or JobReport(), silent_since=silent, missed=True
         )
+        if report is not None:
+            # What the first look saw counts as seen: a restart tells nothing anew.
+            _choose(job, report, now)
         return job
 
     def planned(
@@ -209,7 +212,7 @@ class Monitor:
         told_more = False
         if report is not None:
             _choose(job, report, now)
-            told_more = (report.accepted, report.active) != (job.report.accepted, job.report.active)
+            told_more = _told(report) != _told(job.report)
             job.report, job.silent_since = report, None
             self._count_confirmations(job, report, now)
         elif job.silent_since is None:
@@ -282,6 +285,10 @@ def observed_ratio(job: WatchedJob, index: int) -> float:
     if evidence is not None and evidence.slow:
         return evidence.level
     return job.watch.stragglers.deadline_seconds / full_seconds(job.plan)
+
+
+def _told(report: JobReport) -> tuple[object, ...]:
+    return report.accepted, report.active, report.troubles
 
 
 def _place(found: Finding) -> tuple[object, ...]:

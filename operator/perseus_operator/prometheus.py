@@ -20,6 +20,8 @@ from perseus_operator.counters import JobReadings, question, readings
 from perseus_operator.drift import Bounds, Work
 from perseus_operator.measurements import Measurement
 from perseus_operator.transport import Connection, NoAnswer, Sample, samples
+from perseus_operator.troubles import QUESTION as _TROUBLES
+from perseus_operator.troubles import Trouble, read_troubles
 
 JobKey = tuple[str, str]
 _SECONDS, _ITERATION = "perseus_pipeline_seconds", "perseus_pipeline_iteration"
@@ -63,6 +65,7 @@ class JobReport:
         pods: what every pod says, by pipeline.
         accepted: how many ranks hold which newest generation.
         active: how many ranks run which generation.
+        troubles: ranks whose plan is not followed.
         answered_seconds: monotonic time of the answer.
     """
 
@@ -70,6 +73,7 @@ class JobReport:
     pods: dict[int, list[Measurement]] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
+    troubles: tuple[Trouble, ...] = ()
     answered_seconds: float = 0.0
 
     @property
@@ -119,7 +123,10 @@ class Prometheus:
         # A scrape between the two makes measurements look older than they are: plans then begin later, never too early.
         scraped = await self._connection.ask(_SCRAPED)
         pipelines = read_pipelines(await self._connection.ask(_PIPELINES), scraped)
+        troubles = read_troubles(await self._connection.ask(_TROUBLES))
         now = time.monotonic()
+        for key, each in troubles.items():
+            found.setdefault(key, JobReport()).troubles = each
         for key, pods in pipelines.items():
             found.setdefault(key, JobReport()).pods = pods
         for report in found.values():

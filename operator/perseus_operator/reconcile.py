@@ -14,7 +14,7 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec
 
-from perseus_operator import metrics
+from perseus_operator import logs, metrics
 from perseus_operator.accounts import Accounts
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
@@ -25,12 +25,15 @@ from perseus_operator.settings import Settings
 from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.plan import PlanStep
+from perseus_operator.steps.reference import look_at_workload
 from perseus_operator.steps.status import StatusStep
 from perseus_operator.steps.workload import bring_about_workload
+from perseus_operator.tracing import span
 from perseus_operator.visit import Visit
 
 WAITING_SECONDS, LONGEST_WAITING_SECONDS = 2.0, 30.0
 STEADY_SECONDS = 60.0
+REFERENCE_SECONDS = 15.0  # nobody tells of a workload that is not ours
 logger = logging.getLogger("perseus.operator")
 
 
@@ -55,6 +58,10 @@ class Reconciler:
         Raises:
             ApiRefusal: the API server refused; the visit is to be repeated.
         """
+        with logs.about(*key), span("visit", namespace=key[0], job=key[1]):
+            return await self._visit(key)
+
+    async def _visit(self, key: JobKey) -> float | None:
         begin = time.monotonic()
         outcome = "failed"
         try:
@@ -68,21 +75,22 @@ class Reconciler:
                 await self._release(key, job)
                 outcome = "settled"
                 return None
+            logs.about_generation(job["metadata"]["generation"])
             visit = Visit(key, job, Story())
             await self._bring_about(visit)
             visit.story.finish()
             await self._status.write(visit)
             outcome = "settled" if visit.settled else "waiting"
-            return self._pause(key, visit.settled)
+            return self._pause(key, visit)
         finally:
             metrics.RECONCILES.labels(outcome=outcome).inc()
             metrics.RECONCILE_SECONDS.observe(time.monotonic() - begin)
 
-    def _pause(self, key: JobKey, settled: bool) -> float:
+    def _pause(self, key: JobKey, visit: Visit) -> float:
         """Return the seconds to the next visit: what nobody tells of is looked for more and more seldom."""
-        if settled:
+        if visit.settled:
             self._waits.pop(key, None)
-            return STEADY_SECONDS
+            return STEADY_SECONDS if visit.is_watched else REFERENCE_SECONDS
         waits = self._waits[key] = self._waits.get(key, 0) + 1
         return min(LONGEST_WAITING_SECONDS, WAITING_SECONDS * 1.5 ** (waits - 1))
 
@@ -144,7 +152,7 @@ class Reconciler:
         await self._hold(job)
         builder = Builder(job, spec, self._settings)
         reason = Reason.SUSPENDED if spec.suspend else Reason.VALID
-        words = "suspended: training is stopped and every clock given back" if spec.suspend else "the spec makes sense"
+        words = "suspended: every clock is given back" if spec.suspend else "the spec makes sense"
         story.say(Condition.ACCEPTED, True, reason, words)
         try:
             visit.profile = await self._profiles.read(builder.namespace, spec)
@@ -157,7 +165,10 @@ class Reconciler:
         words = f"{profile.stages} stages at {clocks} clocks, {profile.header.gpu_model or 'unnamed GPU'}"
         story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
         frontier = await self._frontier.bring_about(visit, builder, visit.profile.checksum)
-        running = await bring_about_workload(self._api, visit, builder, spec)
+        if spec.workload_ref is not None:
+            running = await look_at_workload(self._api, visit, spec, spec.workload_ref)
+        else:
+            running = await bring_about_workload(self._api, visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
         await self._account.bring_about(visit, builder)

@@ -15,10 +15,13 @@ from perseus_operator.visit import StragglerFinding
 Document = dict[str, Any]
 _BAD = {
     Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
-    Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED, Reason.TRAINING_FAILED, Reason.PLAN_REFUSED,
+    Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED, Reason.WORKLOAD_KIND_MISSING, Reason.TRAINING_FAILED,
+    Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED, Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
 }  # fmt: skip
 # Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
-ON_ITS_WAY = frozenset({Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.WAITING})
+ON_ITS_WAY = frozenset(
+    {Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.RANK_TWICE, Reason.WAITING}
+)
 _MAXIMUM_EVENT_MESSAGE = 1000
 
 

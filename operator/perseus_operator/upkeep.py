@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime
 
-from perseus_operator.children import Document, is_up_to_date
+from perseus_operator.children import Document, is_up_to_date, without_template
 from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
 
 
@@ -19,11 +19,15 @@ async def ensure(api: Api, wanted: Document) -> Document:
     present = await api.get(KINDS[wanted["kind"]], metadata["namespace"], metadata["name"])
     if is_up_to_date(wanted, present) and present is not None:
         return present
-    if present is not None and wanted["kind"] == JOB.name and not _owned_by_same(wanted, present):
+    if present is None or wanted["kind"] != JOB.name or present["metadata"].get("deletionTimestamp"):
+        return await api.apply(wanted)
+    if not _owned_by_same(wanted, present):
         raise ApiRefusal(
             409, "AlreadyExists", f"Job {metadata['name']} exists already and is not this PerseusJob's: rename one"
         )
-    return await api.apply(wanted)
+    # An operator of another version makes other templates: pods that run keep theirs.
+    changed = await api.merge(JOB, metadata["namespace"], metadata["name"], without_template(wanted))
+    return changed or await api.apply(wanted)
 
 
 def job_condition(job: Document, wanted: str) -> str | None:

@@ -48,6 +48,7 @@ class Visit:
         totals: accounted since the job began, as last written down.
         report: for the status, once training has ended and all is counted.
         settled: whether nothing is on its way that no event would tell of.
+        is_watched: whether an event tells of every change of what it saw.
     """
 
     key: JobKey
@@ -61,3 +62,4 @@ class Visit:
     totals: Totals | None = None
     report: Document | None = None
     settled: bool = True
+    is_watched: bool = True

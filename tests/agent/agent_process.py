@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,11 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = DEADLI
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
+
+
+def waits_for_lock(pid: int) -> bool:
+    """Whether a process is blocked on a file lock."""
+    return any(f" {pid} " in line and "->" in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def uid(number: int) -> str:
@@ -66,13 +72,17 @@ class Kubelet(services.PodResourcesListerServicer):
         """Serve in a folder."""
         self.devices: list[tuple[str, str, str]] = []  # pod, resource, device
         self.dynamic: list[tuple[str, str, str, str, str | None]] = []  # pod, driver, pool, device, share
+        self.asked, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(2))
         services.add_PodResourcesListerServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{folder / 'kubelet.sock'}")
         self._server.start()
 
     def List(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Answer as the kubelet does."""
+        """Answer as the kubelet does, when the test lets it."""
+        self.asked.set()
+        self.gate.wait(DEADLINE_SECONDS)
         return messages.ListPodResourcesResponse(
             pod_resources=[
                 messages.PodResources(
@@ -177,6 +187,11 @@ class AgentProcess:
     def counters(self) -> dict[str, Any]:
         """The agent's counters."""
         return self.ask(do="look")
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
+import pytest
+from agent_process import (
+    PLAN_NAME,
+    RELEASE_SECONDS,
+    AgentProcess,
+    Kubelet,
+    Trainer,
+    eventually,
+    make_plan,
+    uid,
+    waits_for_lock,
+)
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Hello
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
 
@@ -61,8 +75,10 @@ def test_a_withdrawn_plan(agent: AgentProcess, trainer: Trainer, node: Simulated
     agent.ask(do="withdraw", name=PLAN_NAME)
     free(node)
     trainer.run(1, "FB")
-    trainer.begin(2)
     agent.plan(make_plan(2, 3))
+    # A whole iteration: whenever the plan arrives in it, it matches.
+    trainer.begin(2)
+    trainer.run(2, "FB")
     trainer.begin(3)
     locked(node)
 
@@ -75,6 +91,41 @@ def test_a_deleted_pod_whose_process_lives_on(agent: AgentProcess, trainer: Trai
     free(node)
     assert f'gpu="{node.gpus[0].uuid}",iteration' not in agent.counters()["metrics"]
     assert 'pod="gpt-0"' not in agent.counters()["metrics"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "finished"])
+def test_a_pod_that_goes_while_its_trainer_is_admitted(
+    agent: AgentProcess, kubelet: Kubelet, node: SimulatedNode, how: str
+) -> None:
+    """Whoever hears of the pod's end finds no lease to end; the lease that comes after must not live."""
+    agent.plan(make_plan())
+    kubelet.gate.clear()
+    connecting = Trainer(agent.path)
+    connecting.connection.send(Hello("research", "gpt", node.gpus[0].uuid, 0, 0, 0, os.getpid()).pack())
+    assert kubelet.asked.wait(10)
+    if how == "deleted":
+        agent.ask(do="gone", uid=uid(0))
+    else:
+        agent.pod(0, phase="Failed")
+    kubelet.gate.set()
+    with contextlib.suppress(OSError):
+        connecting.begin(1)
+        connecting.run(1, "F")
+    eventually(lambda: agent.counters()["leases"] == 0 and bool(hung_up(connecting)), "the lease has ended")
+    assert node.gpus[0].locked_range() is None
+    assert node.gpus[0].calls["set_locked_clocks"] == 0
+
+
+def hung_up(trainer: Trainer) -> bool:
+    """Whether the agent has closed the connection."""
+    try:
+        while trainer.connection.recv(MAXIMUM_MESSAGE_BYTES, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def test_an_agent_that_is_told_to_stop(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:
@@ -112,6 +163,8 @@ def test_a_killed_agent_leaves_the_lock_to_the_watchdog(
             trainer.run(iteration, "FB")
             trainer.end(iteration)
         locked(node)
+        # Only who has started can come to help: on a busy machine Python's start alone takes seconds.
+        eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)
         agent.kill()
         free(node)
         eventually(lambda: agent.journalled == [], "the journal is empty")

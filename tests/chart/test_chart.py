@@ -163,19 +163,30 @@ def test_nobody_requests_a_gpu(rendered: list[Document]) -> None:
     assert names.GPU_RESOURCE not in str([pod["spec"]["containers"] for pod in pods(rendered).values()])
 
 
-def test_all_but_the_agent_are_unprivileged(rendered: list[Document]) -> None:
+def test_nobody_is_privileged_and_the_agent_has_one_capability(rendered: list[Document]) -> None:
     for name, pod in pods(rendered).items():
         spec = pod["spec"]
-        privileged = [each["name"] for each in spec["containers"] if each["securityContext"].get("privileged")]
-        assert bool(privileged) == (name == "DaemonSet/perseus-agent"), name
-        assert spec.get("hostPID", False) == (name == "DaemonSet/perseus-agent"), name
+        is_agent = name == "DaemonSet/perseus-agent"
+        assert spec.get("hostPID", False) == is_agent, name
         assert not spec.get("hostNetwork"), name
         for container in spec["containers"]:
             context = container["securityContext"]
+            assert not context.get("privileged"), name
             assert context["readOnlyRootFilesystem"] is True, name
-            if not context.get("privileged"):
-                assert context["capabilities"] == {"drop": ["ALL"]}, name
-                assert context["allowPrivilegeEscalation"] is False, name
+            assert context["allowPrivilegeEscalation"] is False, name
+            wanted = {"drop": ["ALL"], "add": ["SYS_ADMIN"]} if is_agent else {"drop": ["ALL"]}
+            assert context["capabilities"] == wanted, name
+        if name != "DaemonSet/perseus-simulator":
+            confined = spec["containers"][0]["securityContext"] if is_agent else spec["securityContext"]
+            assert confined["seccompProfile"] == {"type": "RuntimeDefault"}, name
+
+
+def test_only_the_agent_is_privileged_and_only_if_that_is_asked_for() -> None:
+    for name, pod in pods(render("agent.privileged=true")).items():
+        for container in pod["spec"]["containers"]:
+            is_privileged = bool(container["securityContext"].get("privileged"))
+            assert is_privileged == (name == "DaemonSet/perseus-agent"), name
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
 
 
 def test_one_operator_at_a_time(rendered: list[Document]) -> None:

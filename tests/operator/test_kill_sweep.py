@@ -7,11 +7,12 @@ Reduced to the first write of each kind, killed alternately before and after, so
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
 from harness.proxy import Moment, Request
-from harness.scenario import Outcome, Stage
+from harness.scenario import Life, Outcome, Stage
 from harness.sweep import kill_at, undisturbed
 
 pytestmark = pytest.mark.cluster
@@ -57,3 +58,18 @@ def test_killed_at_a_write_the_operator_comes_to_the_same_end(
     kill = kill_at(stage, calm, first_writes[KINDS[index]], moment)
     assert kill.request, "nobody was killed"
     assert kill.found == []
+
+
+def test_a_restart_writes_nothing_while_pipelines_are_measured(stage: Stage) -> None:
+    stage.operator.kill()
+    stage.proxy.clear()
+    life = Life(stage, "restarted")
+    for step in ("create", "profile", "pods", "plan", "settle"):
+        life.steps()[step]()
+    stage.operator.kill()
+    stage.proxy.clear()
+    stage.operator.start()
+    life.wait("the operator visits jobs", lambda: stage.operator.page("readyz")[0] == 200)
+    time.sleep(6)
+    assert [f"{each.method} {each.path}" for each in stage.proxy.writes] == []
+    life.delete()

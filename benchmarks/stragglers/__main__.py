@@ -1,4 +1,4 @@
-"""``make bench-stragglers``: runs the parts that are named (false_alarms, detection, cluster, scale), or all.
+"""``make bench-stragglers``: runs the parts that are named (false_alarms, detection, cluster, rounds, scale).
 
 Figures go to build/bench/stragglers.json; a part that was not run keeps what an earlier run found.
 """
@@ -21,7 +21,7 @@ NOISE, HOURS, SEEDS, PIPELINES = 0.02, 1.0, 24, 8
 
 def main() -> int:
     """Run; return the exit status."""
-    parts = sys.argv[1:] or ["false_alarms", "detection", "cluster", "scale"]
+    parts = sys.argv[1:] or ["false_alarms", "detection", "cluster", "rounds", "scale"]
     figures: dict[str, Any] = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     for part in parts:
         figures |= _PARTS[part]()
@@ -64,6 +64,14 @@ def _latencies(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rounds() -> dict[str, Any]:
+    """Rounds over 10,000 pipelines, the monitor alone."""
+    from benchmarks.stragglers.rounds import measure_rounds
+
+    found = measure_rounds()
+    return {"round_seconds_at_10000_gpus": found["round_seconds"], "rounds": found}
+
+
 def _scale() -> dict[str, Any]:
     """One thousand jobs."""
     from benchmarks.stragglers.scale import measure_scale
@@ -82,7 +90,13 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[max(0, -(-len(ordered) * int(percent) // 100) - 1)]
 
 
-_PARTS = {"false_alarms": _false_alarms, "detection": _detection, "cluster": _cluster, "scale": _scale}
+_PARTS = {
+    "false_alarms": _false_alarms,
+    "detection": _detection,
+    "cluster": _cluster,
+    "rounds": _rounds,
+    "scale": _scale,
+}
 
 
 if __name__ == "__main__":

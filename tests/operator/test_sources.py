@@ -32,7 +32,6 @@ series = st.fixed_dictionaries(
         "job": st.text(max_size=3),
         "pipeline": st.sampled_from(["0", "1", "-1", "1e3", "٣", "99999999", ""]),
         "pod": st.text(max_size=3),
-        "perseus_kind": st.just("scraped"),
     },
 )
 
@@ -40,7 +39,8 @@ series = st.fixed_dictionaries(
 @given(st.lists(st.tuples(series, st.floats(allow_nan=True)), max_size=20))
 def test_pipelines_out_of_any_vector_are_sound(found: list[tuple[dict[str, str], float]]) -> None:
     result = [{"metric": labels, "value": [1000.0, repr(value)]} for labels, value in found]
-    for pipelines in read_pipelines({"resultType": "vector", "result": result}).values():
+    data = {"resultType": "vector", "result": result}
+    for pipelines in read_pipelines(data, {**data}).values():
         for number, pods in pipelines.items():
             assert 0 <= number < 10**6
             assert all(each.is_sound for each in pods)

@@ -135,7 +135,7 @@ def test_a_mismatch_is_explained_in_the_report(agent: AgentProcess, trainer: Tra
     agent.plan(make_plan())
     trainer.begin(1)
     trainer.run(1, "B")
-    eventually(sees(agent, "mismatch"), "the mismatch is told")
+    eventually(sees(agent, "mismatch order"), "the mismatch is told")
     (rank,) = agent.counters()["report"]["ranks"]
     assert rank["explanation"].startswith(
         "iteration 1, instruction 0: backward came where forward follows in the plan; the clock is free"

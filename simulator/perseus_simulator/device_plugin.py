@@ -145,6 +145,10 @@ def _serve_one_kubelet(node: SimulatedNode, folder: Path, plugins: Path, stopped
     try:
         while not stopped.is_set():
             found = _identity(kubelet)
+            # A kubelet takes all plugins' sockets away before it makes its own: one that is found has done so.
+            if not socket.exists() or registered not in (None, found):
+                logger.info("the kubelet started anew")
+                return
             if registered is None and found is not None:
                 try:
                     _register(kubelet)
@@ -153,9 +157,6 @@ def _serve_one_kubelet(node: SimulatedNode, folder: Path, plugins: Path, stopped
                 else:
                     registered = found
                     logger.info("registered %s with the kubelet", names.GPU_RESOURCE)
-            elif registered is not None and (found != registered or not socket.exists()):
-                logger.info("the kubelet started anew")
-                return
             stopped.wait(POLL_SECONDS)
     finally:
         plugin.stop()

@@ -40,6 +40,9 @@ PROFILE_HEADER_KEY: Final = "header.json"
 FRONTIER_KEY: Final = "frontier.json.gz"  # binaryData
 PLAN_KEY: Final = "plan.json.gz"  # binaryData
 
+# The agent's page of measurements, on its metrics port, asked with ?namespace=NAMESPACE&job=NAME.
+MEASUREMENTS_PATH: Final = "/measurements"
+
 # Paths and environment of training pods.
 SOCKET_FOLDER: Final = "/run/perseus"
 SOCKET_PATH: Final = f"{SOCKET_FOLDER}/agent.sock"

@@ -11,6 +11,8 @@ from pathlib import Path
 from perseus_daemonset.cluster import ClusterWatch
 from perseus_daemonset.hardware import HardwareError
 from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.measuring.reporter import Reporter
+from perseus_daemonset.measuring.sampler import Sampler
 from perseus_daemonset.metrics import METRICS, AgentCollector
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.ownership import PodResources
@@ -78,17 +80,21 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         def ready() -> str:
             return healthy() or ("" if cluster.ready else "pods and plans are not listed yet")
 
-        pages = serve_pages(settings.port, METRICS, healthy, ready)
+        reporter = Reporter(registry, nvml)
+        pages = serve_pages(settings.port, METRICS, healthy, ready, reporter.page)
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
         server = Server(settings.socket, registry, pods, PodResources(settings.pod_resources).claims)
         server.start()
+        sampler = Sampler(registry.leases)
+        sampler.start()
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:
             stopped.wait()
         finally:
             server.close()
+            sampler.stop()
             registry.end_all()
             release_journalled(journal, nvml)
             cluster.stop()

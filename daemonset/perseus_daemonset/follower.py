@@ -8,6 +8,7 @@ iteration.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
@@ -16,8 +17,20 @@ from perseus_api.plan import Plan
 
 
 @dataclass(frozen=True)
+class RankWindow:
+    """One rank's part of a sweep's window: the clocks of iterations from `first` to before `end`."""
+
+    first: int
+    end: int
+    clocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class RankPlan:
-    """One rank's part of a plan: instructions by letter, and their clocks in MHz (0: none)."""
+    """One rank's part of a plan: instructions by letter, and their clocks in MHz (0: none).
+
+    In a sweep the clocks come from the windows instead, and outside of them there are none; `measurement` names it.
+    """
 
     generation: int
     first_iteration: int
@@ -26,6 +39,8 @@ class RankPlan:
     blocking_watts: float
     predicted_seconds: float
     predicted_joules: float
+    windows: tuple[RankWindow, ...] = ()
+    measurement: str = ""
 
     @classmethod
     def of(cls, plan: Plan, pipeline: int, stage: int) -> RankPlan:
@@ -42,7 +57,19 @@ class RankPlan:
             blocking_watts=plan.baseline.blocking_power_of(stage),
             predicted_seconds=plan.baseline.iteration_seconds,
             predicted_joules=plan.baseline.stage_joules[stage],
+            windows=tuple(
+                RankWindow(window.first_iteration, window.end, plan.variants[window.variant].clocks[stage])
+                for window in (plan.sweep.windows if plan.sweep else ())
+            ),
+            measurement=plan.sweep.measurement if plan.sweep else "",
         )
+
+    def clocks_in(self, iteration: int) -> tuple[int, ...]:
+        """Return the clocks of an iteration, one for each instruction of the order; empty: unlocked."""
+        if not self.measurement:
+            return self.clocks
+        place = bisect_right(self.windows, iteration, key=lambda window: window.first) - 1
+        return self.windows[place].clocks if place >= 0 and iteration < self.windows[place].end else ()
 
 
 class Follower:
@@ -79,6 +106,11 @@ class Follower:
     def reference(self) -> RankPlan | None:
         """The plan whose predictions and blocking power hold: the active one, else the newest."""
         return self._active or self._newest
+
+    @property
+    def clocks(self) -> tuple[int, ...]:
+        """The clocks that this iteration runs; empty while it is unlocked."""
+        return self._active.clocks_in(self._last_begun) if self._active and not self._astray else ()
 
     @property
     def finished_order(self) -> bool:
@@ -161,10 +193,10 @@ class Follower:
         if plan is None or self._astray:
             return None
         # The next instruction with a clock; after the last one, the first of the next iteration.
-        for position in (*range(self._position, len(plan.order)), *range(len(plan.order))):
-            clock: int = plan.clocks[position]
-            if clock:
-                return clock
+        for clocks in (plan.clocks_in(self._last_begun)[self._position :], plan.clocks_in(self._last_begun + 1)):
+            for clock in clocks:
+                if clock:
+                    return clock
         return None
 
 

@@ -49,6 +49,12 @@ class Gpu(Protocol):
     def is_partitioned(self) -> bool:
         """Whether the GPU is in MIG mode."""
 
+    def model(self) -> str:
+        """Return the model's name."""
+
+    def supported_clocks(self) -> tuple[int, ...]:
+        """Return the SM clocks that can be locked in MHz, falling."""
+
 
 class Gpus(Protocol):
     """All GPUs of the node."""
@@ -58,4 +64,11 @@ class Gpus(Protocol):
 
         Raises:
             HardwareError: there is none.
+        """
+
+    def driver_version(self) -> str:
+        """Return the driver's version.
+
+        Raises:
+            HardwareError: it does not answer.
         """

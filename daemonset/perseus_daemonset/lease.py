@@ -20,6 +20,7 @@ from perseus_daemonset.accounting import RankAccount
 from perseus_daemonset.controller import ClockController
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.metrics import CALL_SECONDS
 from perseus_daemonset.pods import Pod
 
@@ -64,6 +65,21 @@ class Lease:
         self._mutex = threading.Lock()
         self._ended = False
 
+    @property
+    def measurer(self) -> Measurer | None:
+        """The rank's measurement, once a sweep has asked for one; it outlives the connection and the sweep."""
+        return self.account.measurer
+
+    @property
+    def measured(self) -> bool:
+        """Whether a sweep measures this rank now."""
+        return not self._ended and self.measurer is not None and self.measurer.wanted
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is gone."""
+        return self._ended
+
     def offer(self, plan: Plan | None) -> None:
         """Take the job's newest plan, or its withdrawal: the clock is given back at once."""
         part = None
@@ -76,7 +92,8 @@ class Lease:
                 )
         with self._mutex:
             if not self._ended:
-                self.controller.set(self.follower.offer(part))
+                self._measure(part)
+                self._set(self.follower.offer(part))
 
     def end(self) -> None:
         """End the lease from outside; the reading thread notices."""
@@ -92,6 +109,8 @@ class Lease:
                 self._ended = True
                 self.controller.set(None)
                 self.account.interrupted()
+                if self.measurer is not None:
+                    self.measurer.interrupted()
             self._connection.close()
 
     def _follow(self) -> str:
@@ -111,12 +130,32 @@ class Lease:
                     while packet := _queued(connection):
                         wish, began_too = self._take(packet)
                         began = began_too or began
-                    called = self.controller.set(wish)
+                    called = self._set(wish)
                     if called:
                         CALL_SECONDS.observe((time.monotonic_ns() - received) / _NANOSECONDS)
                     self._keep_books(began)
             except MessageError as error:
                 return f"bad message: {error}"
+
+    def _measure(self, part: RankPlan | None) -> None:
+        """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""
+        measurement = part.measurement if part is not None else ""
+        if not measurement:
+            if self.measurer is not None:
+                self.measurer.wanted = False
+        elif self.measurer is None or self.measurer.measurement != measurement:
+            self.account.measurer = Measurer(measurement)
+            self.account.measurer.request(time.monotonic_ns(), self.controller.requested_megahertz)
+        else:
+            self.measurer.wanted = True
+
+    def _set(self, wish: int | None) -> bool:
+        """Set the clock, and tell the measurement when it was asked for; return whether an NVML call was made."""
+        begin = time.monotonic_ns()
+        called = self.controller.set(wish)
+        if called and self.measurer is not None:
+            self.measurer.request(begin, self.controller.requested_megahertz)
+        return called
 
     def _take(self, packet: bytes) -> tuple[int | None, Boundary | None]:
         """Follow one boundary; return the clock that should hold, and the boundary if it begins an iteration."""
@@ -124,6 +163,8 @@ class Lease:
             raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         boundary = Boundary.unpack(packet)
         wish = self.follower.follow(boundary)
+        if self.measurer is not None and self.measurer.wanted:
+            self.measurer.boundary(boundary, self.follower.clocks)
         if boundary.kind is BoundaryKind.ITERATION_BEGIN:
             return wish, boundary
         if boundary.kind is BoundaryKind.ITERATION_END:

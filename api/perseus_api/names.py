@@ -22,6 +22,11 @@ LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_JOB_NAMESPACE: Final = f"{GROUP}/job-namespace"
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
 LABEL_DOCUMENT: Final = f"{GROUP}/document"  # value: one of the DOCUMENT_* kinds
+# On a PerseusJob: which model it trains. On cached profiles: what they were measured on.
+LABEL_MODEL: Final = f"{GROUP}/model"
+LABEL_GPU_MODEL: Final = f"{GROUP}/gpu-model"
+LABEL_DRIVER: Final = f"{GROUP}/driver"
+LABEL_FINGERPRINT: Final = f"{GROUP}/fingerprint"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 MANAGED_BY: Final = "perseus-operator"
@@ -72,6 +77,11 @@ def plan_config_map_name(namespace: str, name: str) -> str:
     """
     digest = hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:12]
     return f"plan-{name[:40].rstrip('-.')}-{digest}"
+
+
+def profile_config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap of a job's own measured profile, beside the job."""
+    return f"{name}-profile"
 
 
 def frontier_config_map_name(name: str) -> str:

@@ -95,7 +95,7 @@ class Sweep(_Document):
     """
 
     measurement: Annotated[str, Field(min_length=1, max_length=64)]
-    windows: Annotated[tuple[Window, ...], Field(min_length=1, max_length=256)]
+    windows: Annotated[tuple[Window, ...], Field(min_length=1, max_length=1024)]
 
     @property
     def end(self) -> int:

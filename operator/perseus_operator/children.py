@@ -18,7 +18,7 @@ from perseus_operator.settings import Settings
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
-COMPONENT_OPTIMISER, COMPONENT_TRAINER = "optimiser", "trainer"
+COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_PROFILER = "optimiser", "trainer", "profiler"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
@@ -75,8 +75,8 @@ class Builder:
         binding["subjects"] = [{"kind": "ServiceAccount", "name": self.optimiser_name, "namespace": self.namespace}]
         return [_hashed(each) for each in (account, role, binding)]
 
-    def optimiser_job(self, checksum: str) -> Document:
-        """Return the optimisation Job."""
+    def optimiser_job(self, checksum: str, profile: str) -> Document:
+        """Return the optimisation Job for a profile's checksum and ConfigMap."""
         document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum), COMPONENT_OPTIMISER)
         container = {
             "name": "optimiser",
@@ -119,7 +119,7 @@ class Builder:
                     },
                     "containers": [container],
                     "volumes": [
-                        {"name": "profile", "configMap": {"name": self._spec.profiling.profile_ref.name}},
+                        {"name": "profile", "configMap": {"name": profile}},
                         {"name": "temporary", "emptyDir": {"sizeLimit": "64Mi"}},
                     ],
                 },
@@ -127,38 +127,59 @@ class Builder:
         }
         return _hashed(document)
 
-    def service(self) -> Document:
+    def profile_config_map(self, csv_text: str, header_text: str, facts: dict[str, str]) -> Document:
+        """Return the ConfigMap of the profile that was measured for this job.
+
+        Args:
+            csv_text: its rows.
+            header_text: its header.
+            facts: annotations that tell how it was come by.
+        """
+        document = self._child("v1", "ConfigMap", names.profile_config_map_name(self.name), COMPONENT_PROFILER)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_PROFILE
+        document["metadata"]["annotations"] = facts
+        document["data"] = {names.PROFILE_CSV_KEY: csv_text, names.PROFILE_HEADER_KEY: header_text}
+        return document
+
+    def service(self, component: str = COMPONENT_TRAINER) -> Document:
         """Return the headless Service by whose names the ranks find each other."""
-        document = self._child("v1", "Service", self.name, COMPONENT_TRAINER)
+        document = self._child("v1", "Service", self._workload_name(component), component)
         document["spec"] = {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {names.LABEL_JOB: self.name, names.LABEL_COMPONENT: COMPONENT_TRAINER},
+            "selector": {names.LABEL_JOB: self.name, names.LABEL_COMPONENT: component},
         }
         return _hashed(document)
 
-    def workload(self) -> Document:
-        """Return the Indexed Job: the user's template, once for each rank."""
+    def workload(self, component: str = COMPONENT_TRAINER) -> Document:
+        """Return the Indexed Job: the user's template, once for each rank.
+
+        Args:
+            component: the trainer's, or the profiler's: the same pods, of one pipeline alone.
+        """
         parallelism = self._spec.parallelism
+        name = self._workload_name(component)
+        pipelines = 1 if component == COMPONENT_PROFILER else parallelism.pipelines
+        ranks = parallelism.ranks // parallelism.pipelines * pipelines
         template = copy.deepcopy(self._spec.template)
         metadata = template.setdefault("metadata", {})
         metadata["labels"] = {
             **(metadata.get("labels") or {}),
-            **self._labels(COMPONENT_TRAINER),
+            **self._labels(component),
             names.LABEL_JOB_UID: self.uid,
         }
         pod = template["spec"]
         pod.setdefault("restartPolicy", "Never")
-        pod["subdomain"] = self.name
+        pod["subdomain"] = name
         for container in pod["containers"]:
             given = {each.get("name") for each in container.get("env") or []}
-            added = [each for each in self._training_variables() if each["name"] not in given]
+            added = [each for each in self._training_variables(name, pipelines) if each["name"] not in given]
             container["env"] = [*(container.get("env") or []), *added]
-        document = self._child("batch/v1", "Job", self.name, COMPONENT_TRAINER)
+        document = self._child("batch/v1", "Job", name, component)
         document["spec"] = {
             "completionMode": "Indexed",
-            "completions": parallelism.ranks,
-            "parallelism": parallelism.ranks,
+            "completions": ranks,
+            "parallelism": ranks,
             "backoffLimit": _BACKOFF_LIMIT,
             "suspend": self._spec.suspend,
             "template": template,
@@ -184,16 +205,19 @@ class Builder:
             "binaryData": {names.PLAN_KEY: encoded},
         }
 
-    def _training_variables(self) -> list[Document]:
+    def _workload_name(self, component: str) -> str:
+        return self.name if component == COMPONENT_TRAINER else f"{self.name}-profiling"
+
+    def _training_variables(self, name: str, pipelines: int) -> list[Document]:
         parallelism = self._spec.parallelism
         index = f"metadata.labels['{names.LABEL_COMPLETION_INDEX}']"
         values = {
             names.ENV_STAGES: parallelism.stages,
-            names.ENV_PIPELINES: parallelism.pipelines,
+            names.ENV_PIPELINES: pipelines,
             names.ENV_TENSOR_PARALLEL: parallelism.tensor_parallel,
             names.ENV_MICROBATCHES: parallelism.microbatches,
             names.ENV_SCHEDULE: self._spec.schedule.value,
-            names.ENV_COORDINATOR: f"{self.name}-0.{self.name}",
+            names.ENV_COORDINATOR: f"{name}-0.{name}",
         }
         rank = {"name": names.ENV_RANK, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}}
         return [rank, *({"name": name, "value": str(value)} for name, value in values.items())]

@@ -49,6 +49,8 @@ class Story:
                 self.say(condition, None, Reason.WAITING, waits)
         if blocker:
             self.say(Condition.READY, False, Reason.NOT_READY, f"{blocker[0].value}: {blocker[1][2]}")
+        elif self.told[Condition.PLAN_APPLIED][1] is Reason.DRY_RUN:
+            self.say(Condition.READY, True, Reason.DRY_RUN, self.told[Condition.PLAN_APPLIED][2])
         else:
             self.say(Condition.READY, True, Reason.RUNNING, "training runs under the plan")
 

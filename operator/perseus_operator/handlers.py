@@ -18,6 +18,7 @@ from perseus_api import names
 from perseus_operator.client import Api, ApiRefusal
 from perseus_operator.metrics import tell_version
 from perseus_operator.monitor import Monitor
+from perseus_operator.profiling.agents import Agents
 from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
@@ -64,11 +65,12 @@ class Operator:
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
         monitor = Monitor(lambda key: queue_box[0].add(key))
-        reconciler = Reconciler(api, self._settings, monitor)
+        agents = Agents(api, self._settings.namespace)
+        reconciler = Reconciler(api, self._settings, monitor, agents)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         pages = await serve_pages(self._settings.port)
-        self._closers = [pages.cleanup, session.close, api.close]
+        self._closers = [pages.cleanup, session.close, agents.close, api.close]
         self._tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(_sweep_forever(reconciler))]
         if self._settings.prometheus_url:
             prometheus = Prometheus(self._settings.prometheus_url, session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from perseus_api import names
@@ -27,21 +28,54 @@ class ProfileProblem(Exception):
         self.reason = reason
 
 
+class Source(StrEnum):
+    """Where a profile comes from, as the status tells."""
+
+    GIVEN = "Given"
+    CACHED = "Cached"
+    MEASURED = "Measured"
+
+
 @dataclass(frozen=True)
 class LoadedProfile:
-    """A usable profile and what identifies its content."""
+    """A usable profile.
 
+    Attributes:
+        name: of its ConfigMap.
+        profile: its content.
+        checksum: what identifies the content.
+        source: where it comes from.
+        sweep_iterations: training iterations in which it was measured, if it was measured here.
+        sweep_slowdown_permille: how much longer these were than unlocked ones.
+    """
+
+    name: str
     profile: Profile
     checksum: str
+    source: Source
+    sweep_iterations: int | None = None
+    sweep_slowdown_permille: int | None = None
+
+    @property
+    def clocks(self) -> int:
+        """How many clocks it holds."""
+        return len({each.frequency_megahertz for rows in self.profile.measurements.values() for each in rows})
 
 
-def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> LoadedProfile:
+def load_profile(
+    spec: PerseusJobSpec, name: str, config_map: dict[str, Any] | None, source: Source = Source.GIVEN
+) -> LoadedProfile:
     """Check a profile ConfigMap for a job.
+
+    Args:
+        spec: of the job.
+        name: of the ConfigMap, for error texts.
+        config_map: as the API serves it; None if there is none.
+        source: where it comes from.
 
     Raises:
         ProfileProblem: it is missing, not valid, or does not fit the job.
     """
-    name = spec.profiling.profile_ref.name
     if config_map is None:
         raise ProfileProblem(
             Reason.PROFILE_MISSING,
@@ -74,7 +108,7 @@ def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> Loa
                     f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
                     "clocks or more",
                 )
-    return LoadedProfile(profile, profile_checksum(csv_text, header_text or ""))
+    return LoadedProfile(name, profile, profile_checksum(csv_text, header_text or ""), source)
 
 
 def profile_checksum(csv_text: str, header_text: str) -> str:

@@ -6,25 +6,28 @@ the same objects. The order of writes is that of need: finalizer, children, plan
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
-from perseus_api.job import PerseusJobSpec
+from perseus_api.job import PerseusJobSpec, ProfilingMode
 
 from perseus_operator import metrics
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
-from perseus_operator.profiles import ProfileProblem, load_profile
+from perseus_operator.profiles import ProfileProblem
+from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.settings import Settings
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.plan import PlanStep
+from perseus_operator.steps.pods import ProfilingPods
+from perseus_operator.steps.profile import ProfileStep
 from perseus_operator.steps.status import StatusStep
+from perseus_operator.steps.telling import tell_profile
 from perseus_operator.steps.workload import bring_about_workload
 from perseus_operator.visit import Visit
 
@@ -36,13 +39,15 @@ logger = logging.getLogger("perseus.operator")
 class Reconciler:
     """Visits jobs."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor) -> None:
-        """Visit with a connection, the chart's settings and what the monitor knows."""
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor, agents: Agents) -> None:
+        """Visit with a connection, the chart's settings, what the monitor knows and what agents measure."""
         self._api = api
         self._settings = settings
         self._monitor = monitor
         self._frontier = FrontierStep(api)
-        self._plan = PlanStep(api, settings, monitor)
+        self._profile = ProfileStep(api, settings, agents)
+        self._pods = ProfilingPods(api)
+        self._plan = PlanStep(api, settings, monitor, agents)
         self._status = StatusStep(api, monitor)
 
     async def visit(self, key: JobKey) -> float | None:
@@ -79,6 +84,7 @@ class Reconciler:
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
         self._frontier.forget(key)
+        self._profile.forget(key)
         self._status.forget(key)
 
     async def sweep(self) -> None:
@@ -119,21 +125,31 @@ class Reconciler:
         reason = Reason.SUSPENDED if spec.suspend else Reason.VALID
         words = "suspended: training is stopped and every clock given back" if spec.suspend else "the spec makes sense"
         story.say(Condition.ACCEPTED, True, reason, words)
-        config_map = await self._api.get(CONFIG_MAP, builder.namespace, spec.profiling.profile_ref.name)
         try:
-            visit.profile = await asyncio.to_thread(load_profile, spec, config_map)
+            visit.profile = await self._profile.find(builder, spec)
         except ProfileProblem as problem:
             story.say(Condition.PROFILE_VALID, False, problem.reason, str(problem))
             visit.settled = False
             return
-        profile = visit.profile.profile
-        clocks = len({each.frequency_megahertz for rows in profile.measurements.values() for each in rows})
-        words = f"{profile.stages} stages at {clocks} clocks, {profile.header.gpu_model or 'unnamed GPU'}"
-        story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
-        frontier = await self._frontier.bring_about(visit, builder, visit.profile.checksum)
+        if visit.profile is None:
+            await self._measure(visit, builder, spec)
+            return
+        tell_profile(visit, visit.profile)
+        if spec.profiling.mode is ProfilingMode.PODS:
+            await self._pods.remove(builder)
+        frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
         running = await bring_about_workload(self._api, visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
+
+    async def _measure(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> None:
+        """Measure the profile: while the job trains, or before, on pods of their own."""
+        if spec.profiling.mode is ProfilingMode.PODS:
+            running, pods = await self._pods.bring_about(visit, builder, spec)
+        else:
+            running = await bring_about_workload(self._api, visit, builder, spec)
+            pods = await trainer_pods(self._api, builder.namespace, builder.name) if running else []
+        await self._profile.measure(visit, builder, spec, pods, running)
 
     async def _hold(self, job: Document) -> None:
         finalizers = job["metadata"].get("finalizers") or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
 
 from perseus_operator.children import Document
@@ -24,6 +25,7 @@ class Visit:
         plan: that holds, once known.
         stragglers: the situation that the plan is made for.
         profile: once loaded.
+        frontier: once computed.
         settled: whether nothing is on its way that no event would tell of.
     """
 
@@ -33,4 +35,5 @@ class Visit:
     plan: Plan | None = None
     stragglers: Stragglers | None = None
     profile: LoadedProfile | None = None
+    frontier: Frontier | None = None
     settled: bool = True

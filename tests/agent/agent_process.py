@@ -121,6 +121,11 @@ class AgentProcess:
         )
         assert self._read() == {}
 
+    def hurry(self) -> None:
+        """Come before what else the machine does: for measurements, on a machine that others use."""
+        assert self._process is not None
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, -10)
+
     def is_in_pod(self, pid: int, pod: str | None) -> None:
         """Let a process be in a pod by its control group (systemd's names, version 2), or in none."""
         folder = self.folder / "proc" / str(pid)

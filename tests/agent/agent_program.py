@@ -1,7 +1,7 @@
 """The agent without the API server: everything real but the two watches, which this program's stdin stands for.
 
-One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``stop``), each answered with a line of JSON: the
-agent's own counters. Run as ``agent_program.py FOLDER CHANGES_PER_SECOND``.
+One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``measurements``, ``stop``), each answered with a
+line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER RATE``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.measuring.reporter import Reporter
+from perseus_daemonset.measuring.sampler import Sampler
 from perseus_daemonset.metrics import METRICS, AgentCollector
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.ownership import PodResources
@@ -35,6 +37,8 @@ def main() -> None:
         registry = Registry(nvml, journal, plans, float(sys.argv[2]))
         pods.on_gone = registry.pod_gone
         METRICS.register(AgentCollector(registry, plans))
+        reporter, sampler = Reporter(registry, nvml), Sampler(registry.leases)
+        sampler.start()
         server = Server(
             folder / "agent.sock",
             registry,
@@ -56,6 +60,9 @@ def main() -> None:
                     plans.put(command["name"], ("research", "gpt"), base64.b64decode(command["data"]))
                 case "withdraw":
                     plans.remove(command["name"])
+                case "measurements":
+                    print(json.dumps({"page": reporter.page("research", "gpt").decode()}), flush=True)
+                    continue
                 case "stop":
                     break
             answer = {
@@ -66,6 +73,7 @@ def main() -> None:
             }
             print(json.dumps(answer), flush=True)
         server.close()
+        sampler.stop()
         registry.end_all()
         release_journalled(journal, nvml)
 

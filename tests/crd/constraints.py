@@ -68,10 +68,17 @@ def valid_job() -> Document:
         "metadata": {"name": "valid"},
         "spec": {
             "suspend": True,
+            "mode": "Train",
             "parallelism": {"stages": 8, "pipelines": 2, "tensorParallel": 1, "microbatches": 12},
             "schedule": "1F1B",
             "objective": {"type": "MaxSlowdown", "maxSlowdownPercent": 5},
-            "profiling": {"profileRef": {"name": "profile"}},
+            "profiling": {
+                "profileRef": {"name": "profile"},
+                "mode": "InJob",
+                "sweep": "Adaptive",
+                "maxSlowdownPercent": 10,
+                "cache": "Use",
+            },
             "straggler": {"enabled": True, "enterPercent": 3, "leavePercent": 2},
             "accounting": {"baselineIterations": 10},
             "template": {
@@ -109,7 +116,15 @@ def valid_status() -> Document:
         },
         "stragglers": [{"pipeline": 1, "slowdownPermille": 129}],
         "savings": {"permille": 158, "energyJoules": 84, "baselineJoules": 100, "source": "Measured"},
-        "profile": {"name": "profile", "checksum": "sha256:" + "0" * 64},
+        "frontier": [{"iterationMilliseconds": 2837, "predictedSavingsPermille": 159}],
+        "profile": {
+            "name": "profile",
+            "checksum": "sha256:" + "0" * 64,
+            "source": "Measured",
+            "clocks": 10,
+            "sweepIterations": 58,
+            "sweepSlowdownPermille": 61,
+        },
     }
 
 

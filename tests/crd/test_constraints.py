@@ -131,6 +131,7 @@ def test_what_is_left_out_is_filled_with_defaults(ask: Ask) -> None:
     least = changed(
         ("spec.suspend", None), ("spec.schedule", None), ("spec.objective", None), ("spec.straggler", None),
         ("spec.accounting", None), ("spec.parallelism.tensorParallel", None), ("spec.template.metadata", None),
+        ("spec.profiling", None), ("spec.mode", None),
     )  # fmt: skip
     assert ask("POST", CREATE, least) == ""
 

@@ -1,7 +1,7 @@
 """Finding the moments at which a GPU's energy counter refreshes, with few reads. Pure.
 
 Only at a refresh does the counter tell the energy up to a known moment. The refreshes are periodic: once the period is
-known, the counter is read just before the next is due, and every millisecond until it comes.
+known, the counter is read just before the next is due, and every half millisecond until it comes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _MILLISECOND = 1_000_000
 SEARCH_NANOSECONDS = 2 * _MILLISECOND
-CLOSE_NANOSECONDS = _MILLISECOND
+CLOSE_NANOSECONDS = _MILLISECOND // 2
 LEAD_NANOSECONDS = 2 * _MILLISECOND
 # A refresh between two reads that lie further apart (the process was not scheduled) is not worth its uncertainty.
 MAXIMUM_BRACKET = 0.05

@@ -27,6 +27,8 @@ _NANOSECONDS = 1_000_000_000
 MAXIMUM_STRETCHES = 16_384
 MAXIMUM_REFRESHES = 1_024
 MAXIMUM_KINDS_OF_WORK = 512
+MAXIMUM_WATTS = 10_000.0
+WORST_RELATIVE_ERROR = 0.2
 # Below this a power's standard error is that of the counter's moments, not of the rows.
 _LEAST_RELATIVE_ERROR = 1e-4
 
@@ -135,7 +137,7 @@ class Measurer:
                 seconds, seconds_error = times.mean()
                 joules = joules_error = None
                 power = powers.get((doing, clock))
-                if power is not None and power.watts > 0:
+                if power is not None and _is_known(power):
                     joules = power.watts * seconds
                     joules_error = math.hypot(power.watts * seconds_error, power.stderr * seconds)
                 instructions.append(
@@ -146,11 +148,11 @@ class Measurer:
                 )  # fmt: skip
             blocking = [
                 BlockingRow(
-                    frequency_megahertz=clock, seconds=power.seconds, watts=max(0.0, power.watts),
+                    frequency_megahertz=clock, seconds=power.seconds, watts=power.watts,
                     watts_stderr=power.stderr,
                 )
                 for (doing, clock), power in sorted(powers.items())
-                if doing is Idle.WAITING
+                if doing is Idle.WAITING and _is_known(power)
             ]  # fmt: skip
             return tuple(instructions), tuple(blocking)
 
@@ -230,6 +232,11 @@ class Measurer:
             for state, power in fit.solve().items():
                 found.setdefault(state, []).append(power)
         return {state: _together(powers) for state, powers in found.items()}
+
+
+def _is_known(power: Power) -> bool:
+    """Whether a power can be told at all: few rows, or such in which states never part, determine nothing."""
+    return 0 < power.watts < MAXIMUM_WATTS and power.stderr < WORST_RELATIVE_ERROR * power.watts
 
 
 def _together(powers: list[Power]) -> Power:

@@ -15,6 +15,7 @@ from perseus_api.frontier import Frontier
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import POD, Api
 from perseus_operator.monitor import JobKey
+from perseus_operator.profiles import LoadedProfile
 from perseus_operator.upkeep import ensure, job_condition
 from perseus_operator.visit import Visit
 
@@ -33,7 +34,7 @@ class FrontierStep:
         """Forget a job that is gone."""
         self._frontiers.pop(key, None)
 
-    async def bring_about(self, visit: Visit, builder: Builder, checksum: str) -> Frontier | None:
+    async def bring_about(self, visit: Visit, builder: Builder, profile: LoadedProfile) -> Frontier | None:
         """Return the frontier of this profile, or have it made.
 
         Raises:
@@ -42,7 +43,7 @@ class FrontierStep:
         wanted = builder.frontier_config_map()
         present = await ensure(self._api, wanted)
         frontier = await self._decoded(visit.key, present)
-        if frontier is not None and frontier.profile_checksum == checksum:
+        if frontier is not None and frontier.profile_checksum == profile.checksum:
             words = (
                 f"{len(frontier.plans)} plans from {frontier.plans[0].iteration_seconds:.3f} s to "
                 f"{frontier.plans[-1].iteration_seconds:.3f} s"
@@ -52,7 +53,7 @@ class FrontierStep:
         visit.settled = False
         for document in builder.optimiser_access():
             await ensure(self._api, document)
-        optimiser = await ensure(self._api, builder.optimiser_job(checksum))
+        optimiser = await ensure(self._api, builder.optimiser_job(profile.checksum, profile.name))
         failed = job_condition(optimiser, "Failed")
         if failed is not None:
             words = await self._last_words(builder.namespace, optimiser["metadata"]["name"]) or failed

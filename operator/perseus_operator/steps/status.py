@@ -12,7 +12,14 @@ from perseus_api.conditions import Condition
 from perseus_operator.children import Document
 from perseus_operator.client import EVENT, Api, ApiRefusal
 from perseus_operator.monitor import JobKey, Monitor
-from perseus_operator.status import event, plan_status, savings_status, straggler_status
+from perseus_operator.status import (
+    event,
+    frontier_status,
+    plan_status,
+    profile_status,
+    savings_status,
+    straggler_status,
+)
 from perseus_operator.visit import Visit
 
 SAVINGS_SECONDS = 60.0
@@ -48,8 +55,9 @@ class StatusStep:
             "conditions": visit.story.documents(known, generation, now),
         }
         if visit.profile is not None:
-            reference = job["spec"]["profiling"]["profileRef"]["name"]
-            status["profile"] = {"name": reference, "checksum": visit.profile.checksum}
+            status["profile"] = profile_status(visit.profile)
+        if visit.frontier is not None:
+            status["frontier"] = frontier_status(visit.frontier)
         if visit.plan is not None and visit.stragglers is not None:
             status["plan"] = plan_status(visit.plan, visit.stragglers)
             if visit.stragglers.pipelines:

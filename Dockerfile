@@ -45,7 +45,7 @@ RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
 # The planner's loops, compiled here and read where nothing can be written.
 ENV NUMBA_CACHE_DIR=/opt/perseus/share/numba
 COPY examples/profiles /profiles
-RUN /opt/perseus/bin/perseus plan /profiles/gpt3-175b-a100-sxm --microbatches 12
+RUN /opt/perseus/bin/perseus plan --profile /profiles/gpt3-175b-a100-sxm --microbatches 12
 
 FROM agent-dependencies AS agent-program
 COPY --from=wheel /wheel /wheel

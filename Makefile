@@ -2,11 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin/python
-FAST_TESTS := -m "not cluster"
+FAST_TESTS := -m "not cluster and not frameworks"
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .venv/.installed: pyproject.toml scripts/venv
 	@scripts/venv
@@ -39,14 +39,18 @@ test: venv ## Every test, on the real parts (root, Go >= 1.26)
 	@$(PYTHON_BIN) -m pytest
 
 .PHONY: test-fast
-test-fast: venv native ## The tests that need no cluster, under 3 minutes
+test-fast: venv native ## The tests that need no cluster and train nothing, under 3 minutes
 	@$(PYTHON_BIN) -m pytest $(FAST_TESTS)
+
+.PHONY: test-frameworks
+test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatron-Core, on CPU
+	@$(PYTHON_BIN) -m pytest -m frameworks
 
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
 	@.venv/bin/lint-imports
 
 .PHONY: bench
@@ -59,6 +63,11 @@ savings: venv ## Write docs/savings.md, the table of savings (needs the project'
 	@$(PYTHON_BIN) -m benchmarks.savings
 
 .PHONY: crds
-crds: ## Copy the CRD into the chart
+crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
+	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: docs
+docs: venv ## Build the documentation into build/site, every link checked
+	@.venv/bin/mkdocs build --strict --quiet

@@ -1,4 +1,4 @@
-"""Builds Kubernetes, etcd, containerd, helm and CoreDNS from their Go modules.
+"""Builds Kubernetes, etcd, containerd, helm and CoreDNS (and kwok, for who asks) from their Go modules.
 
 Why from modules: a Go module proxy is often the only door a closed machine has, and it pins every byte by checksum.
 Each group of programs is built in a folder of its own and appears in the cache by one rename, so a killed build leaves
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,9 +119,18 @@ def _helm() -> ProgramGroup:
     return ProgramGroup("helm", {"helm.sh/helm/v4": f"v{versions.HELM}"}, {"helm.sh/helm/v4/cmd/helm": "helm"})
 
 
+def _kwok() -> ProgramGroup:
+    return ProgramGroup("kwok", {"sigs.k8s.io/kwok": f"v{versions.KWOK}"}, {"sigs.k8s.io/kwok/cmd/kwok": "kwok"})
+
+
 def groups() -> list[ProgramGroup]:
-    """Everything the testbed builds, the longest first."""
+    """Everything a cluster needs, the longest first."""
     return [_kubernetes(), _containerd(), _helm(), _coredns()]
+
+
+def optional_groups() -> list[ProgramGroup]:
+    """What only some measurements need; built when they ask for it by name."""
+    return [_kwok()]
 
 
 @dataclass(frozen=True)
@@ -140,19 +150,27 @@ class Binaries:
 
 def locate(cache: Path) -> Binaries:
     """Where every program is, or will be once built."""
+    everything = groups() + optional_groups()
     return Binaries(
-        {name: cache / "binaries" / group.key() / name for group in groups() for name in group.packages.values()}
+        {name: cache / "binaries" / group.key() / name for group in everything for name in group.packages.values()}
     )
 
 
 def is_built(cache: Path) -> bool:
-    """Whether no program is missing."""
-    return all(path.is_file() for path in locate(cache).paths.values())
+    """Whether no program that a cluster needs is missing."""
+    paths = locate(cache).paths
+    return all(paths[name].is_file() for group in groups() for name in group.packages.values())
 
 
-def build(cache: Path) -> Binaries:
-    """Build whatever is missing and return every program's place."""
-    for group in groups():
+def build(cache: Path, only: Collection[str] = ()) -> Binaries:
+    """Build whatever is missing and return every program's place.
+
+    Args:
+        cache: where programs are kept.
+        only: names of the groups that are needed; empty: all that a cluster needs.
+    """
+    wanted = [each for each in groups() + optional_groups() if each.name in only] if only else groups()
+    for group in wanted:
         if not (cache / "binaries" / group.key()).is_dir():
             with exclusive(cache / "build.lock", "the build"):
                 _build_group(cache, group)

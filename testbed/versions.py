@@ -12,6 +12,8 @@ ETCD = "3.6.8"
 CONTAINERD = "2.2.7"
 HELM = "4.2.4"
 COREDNS = "1.14.7"
+# Only for measurements with many nodes; no cluster needs it.
+KWOK = "0.8.0"
 
 # The image of the Pods' own programs: Debian's release name, whose Python fulfils the project's minimum.
 DEBIAN_RELEASE = "bookworm"

@@ -17,6 +17,7 @@ class Condition(StrEnum):
     FRONTIER_READY = "FrontierReady"  # the optimisation pod has written the frontier
     WORKLOAD_READY = "WorkloadReady"  # all training pods run
     PLAN_APPLIED = "PlanApplied"  # the agents of all ranks run the newest plan
+    OBSERVED = "Observed"  # the straggler loop sees what it needs
     STRAGGLING = "Straggling"  # a pipeline is slow and the others have slowed down for it
     READY = "Ready"  # everything above is well
 
@@ -51,12 +52,23 @@ class Reason(StrEnum):
     MEASURING_BASELINE = "MeasuringBaseline"
     WAITING_FOR_AGENTS = "WaitingForAgents"
     PLAN_REFUSED = "PlanRefused"
-    # Straggling
+    # Observed
+    SOURCES_ANSWER = "SourcesAnswer"
+    RULES_MISSING = "RulesMissing"  # Prometheus lacks this version's recording rules: it works, at a price
+    QUERY_FAILED = "QueryFailed"  # spec.straggler.query
+    ANNOUNCEMENT_INVALID = "AnnouncementInvalid"  # a node's annotation
+    # Straggling: where the cause is known, it is the reason
     PIPELINE_SLOW = "PipelineSlow"
+    POWER_CAP = "PowerCap"
+    HEAT = "Heat"
+    SLOW_CHIP = "SlowChip"
+    SEVERAL_GPUS_SLOW = "SeveralGpusSlow"
+    NETWORK_OR_INPUT = "NetworkOrInput"
+    ANNOUNCED = "Announced"  # by a node's annotation
+    QUERY = "Query"  # by spec.straggler.query
     NO_STRAGGLER = "NoStraggler"
     NO_MEASUREMENTS = "NoMeasurements"
     STRAGGLERS_IGNORED = "StragglersIgnored"  # spec.straggler.enabled is false
-    # Ready, and any condition that waits for an earlier one
+    # Ready (else the reason of the first condition that is not well), and any condition that waits for an earlier one
     RUNNING = "Running"
     WAITING = "Waiting"
-    NOT_READY = "NotReady"

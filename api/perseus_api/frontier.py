@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from perseus_api.durations import StageSeconds
 from perseus_api.encoding import decode, encode, validated
 from perseus_api.instructions import TUNABLE_INSTRUCTIONS
 from perseus_api.schedules import Schedule
@@ -69,6 +70,8 @@ class Frontier(_Document):
         fastest: every instruction at its highest clock (what an unlocked GPU would do): the reference of savings.
         fastest_stage_joules: energy by stage of `fastest`, blocking included.
         plans: in order of growing time; the first is the plan without slowdown, the last is T*.
+        stage_seconds: by stage, the profile's times at the clocks that plans use (`perseus_api.durations`); empty
+            where it is not known.
         breakpoint_seconds: times of the relaxation's breakpoints, growing.
         breakpoint_joules: energies at those times, falling.
         tool_version: version of the planner.
@@ -85,6 +88,7 @@ class Frontier(_Document):
     fastest: RealisedPlan
     fastest_stage_joules: tuple[Joules, ...]
     plans: Annotated[tuple[RealisedPlan, ...], Field(min_length=1, max_length=4096)]
+    stage_seconds: Annotated[tuple[StageSeconds, ...], Field(max_length=256)] = ()
     breakpoint_seconds: tuple[Seconds, ...]
     breakpoint_joules: tuple[Joules, ...]
     tool_version: Annotated[str, Field(max_length=64)] = ""
@@ -101,6 +105,8 @@ class Frontier(_Document):
             raise ValueError(
                 f"stageBlockingPowerWatts must be empty or have one entry for each of {self.shape.stages} stages"
             )
+        if len(self.stage_seconds) not in (0, self.shape.stages):
+            raise ValueError(f"stageSeconds must be empty or have one entry for each of {self.shape.stages} stages")
         for plan in (self.fastest, *self.plans):
             check_clocks(self.order, plan.clocks)
         times = [plan.iteration_seconds for plan in self.plans]

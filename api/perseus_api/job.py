@@ -100,11 +100,20 @@ class Profiling(_Part):
 
 
 class StragglerPolicy(_Part):
-    """When a slow pipeline lets the others slow down; percents of the planned pipeline time."""
+    """When a slow pipeline lets the others slow down; percents of the planned pipeline time.
+
+    `window_iterations` are looked at for a small slowdown in noise, fewer where they suffice. Nobody is made slower
+    twice within `dwell_seconds`. Without measurements the last decision holds for `hold_seconds`. `query` is PromQL
+    that gives slowdowns by the label `pipeline`.
+    """
 
     enabled: bool = True
     enter_percent: Annotated[int, Field(ge=1, le=100)] = 3
     leave_percent: Annotated[int, Field(ge=0, le=99)] = 2
+    window_iterations: Annotated[int, Field(ge=1, le=100)] = 15
+    dwell_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
+    hold_seconds: Annotated[int, Field(ge=5, le=86_400)] = 120
+    query: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StragglerPolicy:

@@ -27,6 +27,8 @@ LABEL_MODEL: Final = f"{GROUP}/model"
 LABEL_GPU_MODEL: Final = f"{GROUP}/gpu-model"
 LABEL_DRIVER: Final = f"{GROUP}/driver"
 LABEL_FINGERPRINT: Final = f"{GROUP}/fingerprint"
+# On a node, before it slows down: a decimal ratio such as "1.2".
+ANNOTATION_EXPECTED_SLOWDOWN: Final = f"{GROUP}/expected-slowdown"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 MANAGED_BY: Final = "perseus-operator"

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from perseus_api.durations import StageSeconds
 from perseus_api.encoding import decode, encode, validated
 from perseus_api.frontier import Joules, Megahertz, Order, Seconds, Watts, check_clocks
 
@@ -125,6 +126,8 @@ class Plan(_Document):
         tensor_parallel: GPUs of a stage; all of them run the same clocks.
         baseline: reference of savings.
         sweep: clocks by iteration to be measured, in place of `pipelines`; None in every other plan.
+        stage_seconds: by stage, what instructions take by the profile, at the plan's clocks and at the highest one
+            (`perseus_api.durations`); empty where it is not known.
     """
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -137,6 +140,7 @@ class Plan(_Document):
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     baseline: Baseline
     sweep: Sweep | None = None
+    stage_seconds: Annotated[tuple[StageSeconds, ...], Field(max_length=256)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -154,6 +158,8 @@ class Plan(_Document):
             raise ValueError(
                 f"baseline.stageBlockingPowerWatts must be empty or have one entry for each of {len(self.order)} stages"
             )
+        if len(self.stage_seconds) not in (0, len(self.order)):
+            raise ValueError(f"stageSeconds must be empty or have one entry for each of {len(self.order)} stages")
         return self
 
     def clocks_of(self, pipeline: int, stage: int) -> tuple[int, ...]:
@@ -163,6 +169,10 @@ class Plan(_Document):
             IndexError: the plan has no such pipeline or stage.
         """
         return self.variants[self.pipelines[pipeline]].clocks[stage]
+
+    def seconds_of(self, stage: int) -> dict[str, dict[int, float]]:
+        """Return what a stage's instructions take, by work and clock in MHz; empty where it is not known."""
+        return self.stage_seconds[stage] if self.stage_seconds else {}
 
     def encode(self) -> bytes:
         """Return the bytes for the plan ConfigMap's binaryData."""

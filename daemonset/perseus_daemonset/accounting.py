@@ -11,6 +11,7 @@ from __future__ import annotations
 from perseus_api.messages import Boundary, BoundaryKind
 
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
+from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
 
 MEASURED, PREDICTED = "measured", "predicted"
@@ -29,6 +30,7 @@ class RankAccount:
         pipeline_seconds: first forward's begin to last backward's end of the last iteration; None before the first.
         begin_wall_seconds: wall-clock time at which the current iteration began.
         measurer: measures instructions while a sweep runs; None before the first.
+        instructions: how long they take.
     """
 
     def __init__(self) -> None:
@@ -41,6 +43,7 @@ class RankAccount:
         self.pipeline_seconds: float | None = None
         self.begin_wall_seconds: float | None = None
         self.measurer: Measurer | None = None
+        self.instructions = InstructionBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
@@ -62,6 +65,7 @@ class RankAccount:
     def interrupted(self) -> None:
         """The trainer's connection ended: the iteration under way is not counted."""
         self._begin = None
+        self.instructions.interrupted()
 
     def locked(self) -> None:
         """The GPU is locked at some moment of this iteration."""

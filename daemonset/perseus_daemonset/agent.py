@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perseus_daemonset.cluster import ClusterWatch
-from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
-from perseus_daemonset.measuring.reporter import Reporter
-from perseus_daemonset.measuring.sampler import Sampler
-from perseus_daemonset.metrics import METRICS, AgentCollector
+from perseus_daemonset.latency import METRICS
+from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.ownership import PodResources
-from perseus_daemonset.plans import PlanStore
-from perseus_daemonset.pods import PodTable
-from perseus_daemonset.registry import Registry
-from perseus_daemonset.release import release_journalled
-from perseus_daemonset.server import Server
+from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.web import serve_pages
 
 # A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
@@ -61,42 +55,23 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     journal = Journal(settings.journal)
     with sole_holder(settings.journal):
-        nvml = Nvml()
-        release_journalled(journal, nvml)
-        plans, pods = PlanStore(), PodTable()
-        registry = Registry(nvml, journal, plans, settings.changes_per_second)
-        pods.on_gone = registry.pod_gone
-        METRICS.register(AgentCollector(registry, plans))
-        cluster = ClusterWatch(settings.node, settings.operator_namespace, pods, plans)
+        agent = NodeAgent(Nvml(), journal, settings.changes_per_second)
+        cluster = ClusterWatch(settings.node, settings.operator_namespace, agent.pods, agent.plans)
         cluster.start()
 
-        def healthy() -> str:
-            try:
-                nvml.driver_version()
-            except HardwareError as error:
-                return str(error)
-            return ""
-
         def ready() -> str:
-            return healthy() or ("" if cluster.ready else "pods and plans are not listed yet")
+            return agent.healthy() or ("" if cluster.ready else "pods and plans are not listed yet")
 
-        reporter = Reporter(registry, nvml)
-        pages = serve_pages(settings.port, METRICS, healthy, ready, reporter.page)
+        pages = serve_pages(settings.port, METRICS, agent.healthy, ready, agent.report, agent.measurements)
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
-        server = Server(settings.socket, registry, pods, PodResources(settings.pod_resources).claims)
-        server.start()
-        sampler = Sampler(registry.leases)
-        sampler.start()
+        agent.serve(settings.socket, PodResources(settings.pod_resources).claims, cluster.resource_slices, identify)
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:
             stopped.wait()
         finally:
-            server.close()
-            sampler.stop()
-            registry.end_all()
-            release_journalled(journal, nvml)
+            agent.end()
             cluster.stop()
             pages.shutdown()
             logger.info("every clock was given back")

@@ -20,6 +20,7 @@ from perseus_api import names
 
 from perseus_daemonset.plans import PlanStore
 from perseus_daemonset.pods import Pod, PodTable
+from perseus_daemonset.slices import SlicesUnavailable
 
 WATCH_SECONDS = 300
 RETRY_SECONDS = 1.0
@@ -55,6 +56,24 @@ class ClusterWatch:
             config.load_kube_config()
         for name, run in (("pods", self._watch_pods), ("plans", self._watch_plans)):
             threading.Thread(target=self._forever, args=(name, run), name=f"watch-{name}", daemon=True).start()
+
+    def resource_slices(self) -> list[dict[str, Any]]:
+        """Return this node's ResourceSlices; none where the cluster has no dynamic resource allocation.
+
+        Raises:
+            SlicesUnavailable: the API server does not answer.
+        """
+        for api in (client.ResourceV1Api(), client.ResourceV1beta1Api()):
+            try:
+                listed = self._list(api.list_resource_slice, field_selector=f"spec.nodeName={self._node}")
+                found: list[dict[str, Any]] = listed["items"]
+                return found
+            except client.ApiException as error:
+                if error.status != 404:
+                    raise SlicesUnavailable(f"ResourceSlices cannot be read: {_brief(error)}") from None
+            except Exception as error:  # noqa: BLE001 - urllib3's many ways to say that nobody answers
+                raise SlicesUnavailable(f"ResourceSlices cannot be read: {_brief(error)}") from None
+        return []
 
     def stop(self) -> None:
         """Stop after the current event."""

@@ -2,15 +2,16 @@
 
 Every agent applies the same rule to the same documents, so all stages of a pipeline change plans together: in
 iteration n the newest accepted plan holds whose first iteration is at most n; else the one before stays; else the GPU
-is unlocked. On any doubt (the trainer does not do what the plan says) the GPU is unlocked for the rest of the
-iteration.
+is unlocked. On any doubt (the trainer does not do what the plan says) the GPU is unlocked, and stays so until a whole
+iteration has matched the plan again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from perseus_api.durations import work
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 from perseus_api.plan import Plan
@@ -27,9 +28,16 @@ class RankWindow:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's part of a plan: instructions by letter, and their clocks in MHz (0: none).
+    """One rank's part of a plan.
 
-    In a sweep the clocks come from the windows instead, and outside of them there are none; `measurement` names it.
+    Attributes:
+        order: instructions by letter.
+        clocks: of each, in MHz; 0 where it has none.
+        seconds: what they take by the profile (`perseus_api.durations`).
+        windows: of a sweep, in place of `clocks`; outside of them the GPU is unlocked.
+        measurement: names the sweep; empty in every other plan.
+        upcoming: by position, and after the last one, the clock that should hold when the instruction before has ended;
+            0 if there is none.
     """
 
     generation: int
@@ -41,6 +49,17 @@ class RankPlan:
     predicted_joules: float
     windows: tuple[RankWindow, ...] = ()
     measurement: str = ""
+    seconds: dict[str, dict[int, float]] = field(default_factory=dict)
+    upcoming: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the next clock of each position; after the last one it is the next iteration's first."""
+        following = next((clock for clock in self.clocks if clock), 0)
+        upcoming = [following]
+        for clock in reversed(self.clocks):
+            following = clock or following
+            upcoming.append(following)
+        object.__setattr__(self, "upcoming", tuple(reversed(upcoming)))
 
     @classmethod
     def of(cls, plan: Plan, pipeline: int, stage: int) -> RankPlan:
@@ -57,6 +76,7 @@ class RankPlan:
             blocking_watts=plan.baseline.blocking_power_of(stage),
             predicted_seconds=plan.baseline.iteration_seconds,
             predicted_joules=plan.baseline.stage_joules[stage],
+            seconds=plan.seconds_of(stage),
             windows=tuple(
                 RankWindow(window.first_iteration, window.end, plan.variants[window.variant].clocks[stage])
                 for window in (plan.sweep.windows if plan.sweep else ())
@@ -71,6 +91,30 @@ class RankPlan:
         place = bisect_right(self.windows, iteration, key=lambda window: window.first) - 1
         return self.windows[place].clocks if place >= 0 and iteration < self.windows[place].end else ()
 
+    def clock_after(self, iteration: int, position: int) -> int | None:
+        """Return the clock that should hold when the instruction before a position has ended; None: unlocked."""
+        if not self.measurement:
+            return self.upcoming[position] or None
+        for clocks in (self.clocks_in(iteration)[position:], self.clocks_in(iteration + 1)):
+            for clock in clocks:
+                if clock:
+                    return clock
+        return None
+
+    def expected_seconds(self, boundary: Boundary, megahertz: int | None) -> float | None:
+        """Return what an instruction takes by the profile at a clock, None if that is not known.
+
+        An unlocked GPU runs at its highest clock; what has no clock stands at 0.
+        """
+        if boundary.instruction is None:
+            return None
+        times = self.seconds.get(work(boundary.instruction.code, boundary.chunk))
+        if not times:
+            return None
+        if not boundary.instruction.has_clock:
+            return times.get(0)
+        return times.get(max(times) if megahertz is None else megahertz)
+
 
 class Follower:
     """The state of one rank.
@@ -78,18 +122,22 @@ class Follower:
     Attributes:
         late: plan changes made after the iteration that the plan named.
         mismatches: iterations in which the trainer did not follow the plan's order.
+        mismatch: what was wrong with the last of them, empty when the plan is followed again.
     """
 
     def __init__(self) -> None:
         """Begin without a plan."""
         self.late = 0
         self.mismatches = 0
+        self.mismatch = ""
         self._newest: RankPlan | None = None
         self._waiting: list[RankPlan] = []  # accepted, oldest first, none yet begun
         self._active: RankPlan | None = None
         self._position = 0
         self._in_iteration = False
         self._astray = False
+        self._on_trial = False  # after a mismatch, until a whole iteration has matched
+        self._iteration = -1
         self._last_begun = -1
 
     @property
@@ -110,7 +158,9 @@ class Follower:
     @property
     def clocks(self) -> tuple[int, ...]:
         """The clocks that this iteration runs; empty while it is unlocked."""
-        return self._active.clocks_in(self._last_begun) if self._active and not self._astray else ()
+        return (
+            self._active.clocks_in(self._last_begun) if self._active and not self._astray and not self._on_trial else ()
+        )
 
     @property
     def finished_order(self) -> bool:
@@ -124,6 +174,7 @@ class Follower:
         if plan is None:
             self._active = None
             self._waiting.clear()
+            self._on_trial, self.mismatch = False, ""
             return None
         # One that holds no later than the newest is never chosen again.
         self._waiting = [each for each in self._waiting if each.first_iteration < plan.first_iteration]
@@ -145,20 +196,23 @@ class Follower:
         return self._wish()
 
     def _begin(self, iteration: int) -> None:
-        if self._in_iteration and not self._astray:
-            self._check_finished()
-        chosen = self._for_iteration(iteration)
+        if self._in_iteration:
+            self._finish()
+        before, chosen = self.reference, self._for_iteration(iteration)
         if chosen is not None and chosen is not self._active and self._last_begun >= chosen.first_iteration:
             self.late += 1
-        self._last_begun = iteration
+        self._last_begun = self._iteration = iteration
+        if chosen is not None and chosen is not before:
+            # What did not fit the plan before may fit this one.
+            self._on_trial = False
         self._active = chosen
         self._position = 0
         self._in_iteration = True
         self._astray = False
 
     def _end(self) -> None:
-        if self._in_iteration and not self._astray:
-            self._check_finished()
+        if self._in_iteration:
+            self._finish()
         self._in_iteration = False
 
     def _instruct(self, boundary: Boundary) -> None:
@@ -167,18 +221,23 @@ class Follower:
             return
         expected = plan.order[self._position] if self._position < len(plan.order) else ""
         if boundary.instruction.code != expected:
-            self._stray()
+            self._stray(f"{boundary.instruction.value} came where {_name(expected)}")
         elif boundary.kind is BoundaryKind.INSTRUCTION_END:
             self._position += 1
 
-    def _check_finished(self) -> None:
+    def _finish(self) -> None:
         plan = self.reference
-        if plan is not None and self._position != len(plan.order):
-            self._stray()
+        if plan is None or self._astray:
+            return
+        if self._position != len(plan.order):
+            self._stray(f"the iteration ended where {_name(plan.order[self._position])}")
+        else:
+            self._on_trial, self.mismatch = False, ""
 
-    def _stray(self) -> None:
-        self._astray = True
+    def _stray(self, what: str) -> None:
+        self._astray = self._on_trial = True
         self.mismatches += 1
+        self.mismatch = f"iteration {self._iteration}, instruction {self._position}: {what}"
 
     def _for_iteration(self, iteration: int) -> RankPlan | None:
         # A newer generation for later does not take the place of one that holds now: every agent of the pipeline must
@@ -190,14 +249,13 @@ class Follower:
 
     def _wish(self) -> int | None:
         plan = self._active
-        if plan is None or self._astray:
+        if plan is None or self._astray or self._on_trial:
             return None
-        # The next instruction with a clock; after the last one, the first of the next iteration.
-        for clocks in (plan.clocks_in(self._last_begun)[self._position :], plan.clocks_in(self._last_begun + 1)):
-            for clock in clocks:
-                if clock:
-                    return clock
-        return None
+        return plan.clock_after(self._last_begun, self._position)
+
+
+def _name(letter: str) -> str:
+    return f"{Instruction.from_code(letter).value} follows in the plan" if letter else "nothing follows in the plan"
 
 
 def is_first_forward(boundary: Boundary) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+# Errors that a new container cures and waiting does not: the driver was replaced under this one, or the device nodes
+# were taken from it ("Unknown Error" after a systemd reload, NVIDIA's container toolkit, issue 48).
+CURED_BY_RESTART = frozenset({"unknown", "uninitialized", "driver_not_loaded", "library_not_found", "lib_rm_mismatch"})
+
 
 class HardwareError(Exception):
     """A call on a GPU failed.
@@ -46,8 +50,11 @@ class Gpu(Protocol):
     def read(self) -> Reading:
         """Return what the device reports now."""
 
-    def is_partitioned(self) -> bool:
-        """Whether the GPU is in MIG mode."""
+    def throttle_seconds(self) -> dict[str, float]:
+        """Return for how long the device was held below its clocks since the driver was loaded, by cause."""
+
+    def sharing(self) -> str:
+        """Return how the GPU is shared (``mig``, ``vgpu`` or ``mps``), empty if it is whole."""
 
     def model(self) -> str:
         """Return the model's name."""
@@ -67,8 +74,21 @@ class Gpus(Protocol):
         """
 
     def driver_version(self) -> str:
-        """Return the driver's version.
+        """Return the driver's version; also a sign that NVML still answers.
 
         Raises:
-            HardwareError: it does not answer.
+            HardwareError: it does not.
+        """
+
+    def uuid_of_index(self, index: int) -> str:
+        """Return the UUID of the GPU at an index; raises `HardwareError`."""
+
+    def uuid_of_minor(self, minor: int) -> str:
+        """Return the UUID of the GPU whose device node is ``/dev/nvidiaN``; raises `HardwareError`."""
+
+    def uuids(self) -> list[str]:
+        """Return the UUIDs of all GPUs that answer.
+
+        Raises:
+            HardwareError: NVML does not answer.
         """

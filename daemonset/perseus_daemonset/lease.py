@@ -1,7 +1,8 @@
 """One trainer's connection is its lease on one GPU's clock: while it is open the plan is followed.
 
-A thread of its own reads the connection: the NVML call of a boundary is made by whoever read the boundary, and what has
-queued up meanwhile is read before the next call (the newest wish wins).
+A thread of its own reads the connection and makes the NVML call of the boundary that it read: no hand-over delays it.
+What has queued up meanwhile is read before the call (the newest wish wins), the books are kept after it. Plans and
+withdrawals come from other threads, which leave a wish and do not wait for the device.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import threading
 import time
 from dataclasses import dataclass
 
+from perseus_api.instructions import Instruction
 from perseus_api.messages import BOUNDARY_BYTES, MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, MessageError
 from perseus_api.plan import Plan
 
 from perseus_daemonset.accounting import RankAccount
-from perseus_daemonset.controller import ClockController
+from perseus_daemonset.bounds import MESSAGES_PER_SECOND, Rate
+from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.latency import CALL_SECONDS
 from perseus_daemonset.measuring.measurer import Measurer
-from perseus_daemonset.metrics import CALL_SECONDS
 from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
+MAXIMUM_BATCH = 256  # a flood must not keep a batch from its end
 _NANOSECONDS = 1_000_000_000
 
 
@@ -49,21 +53,30 @@ class Lease:
         pod: its pod.
         follower: where the trainer is in its plan.
         account: the rank's books; they outlive the connection.
+        caretaker: of the GPU.
         controller: the GPU's clock.
+        is_open: whether the connection lives.
     """
 
     def __init__(
-        self, key: RankKey, pod: Pod, connection: socket.socket, controller: ClockController, account: RankAccount
+        self, key: RankKey, pod: Pod, connection: socket.socket, caretaker: Caretaker, account: RankAccount
     ) -> None:
         """Serve a connection whose peer was identified; see `run`."""
         self.key = key
         self.pod = pod
         self.follower = Follower()
         self.account = account
-        self.controller = controller
+        self.caretaker = caretaker
+        self.controller = caretaker.controller
+        self.is_open = True
+        self.rate = Rate(MESSAGES_PER_SECOND)
         self._connection = connection
         self._mutex = threading.Lock()
-        self._ended = False
+
+    def begin(self) -> None:
+        """Become the holder of the GPU."""
+        self.controller.grant(self)
+        self.caretaker.under_load = self.running
 
     @property
     def measurer(self) -> Measurer | None:
@@ -73,12 +86,7 @@ class Lease:
     @property
     def measured(self) -> bool:
         """Whether a sweep measures this rank now."""
-        return not self._ended and self.measurer is not None and self.measurer.wanted
-
-    @property
-    def ended(self) -> bool:
-        """Whether the connection is gone."""
-        return self._ended
+        return self.is_open and self.measurer is not None and self.measurer.wanted
 
     def offer(self, plan: Plan | None) -> None:
         """Take the job's newest plan, or its withdrawal: the clock is given back at once."""
@@ -91,12 +99,19 @@ class Lease:
                     "plan %d has no pipeline %d stage %d", plan.generation, self.key.pipeline, self.key.stage
                 )
         with self._mutex:
-            if not self._ended:
-                self._measure(part)
-                self._set(self.follower.offer(part))
+            self._measure(part)
+            self.controller.wish(self, self.follower.offer(part))
+        self.caretaker.nudge()
+
+    def running(self) -> Instruction | None:
+        """Return the instruction that runs now, if it has a clock."""
+        running = self.account.instructions.running
+        return running if running is not None and running.has_clock else None
 
     def end(self) -> None:
-        """End the lease from outside; the reading thread notices."""
+        """End the lease from outside: its wishes are void from now on, and the reading thread notices."""
+        self.controller.withdraw(self)
+        self.caretaker.nudge()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
@@ -105,37 +120,40 @@ class Lease:
         try:
             return self._follow()
         finally:
-            with self._mutex:
-                self._ended = True
-                self.controller.set(None)
-                self.account.interrupted()
-                if self.measurer is not None:
-                    self.measurer.interrupted()
+            self.controller.withdraw(self)
+            self.controller.work()
+            self.is_open = False
+            if self.caretaker.under_load == self.running:
+                self.caretaker.under_load = None
+            self.account.interrupted()
+            if self.measurer is not None:
+                self.measurer.interrupted()
             self._connection.close()
 
     def _follow(self) -> str:
-        connection = self._connection
-        connection.settimeout(None)
+        self._connection.settimeout(None)
         while True:
             try:
-                packet = connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
+                packet = self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
             except OSError as error:
                 return f"lost: {error}"
             if not packet:
                 return "closed"
             received = time.monotonic_ns()
+            before = self.controller.requested_megahertz
+            taken: list[tuple[Boundary, bool]] = []
             try:
                 with self._mutex:
-                    wish, began = self._take(packet)
-                    while packet := _queued(connection):
-                        wish, began_too = self._take(packet)
-                        began = began_too or began
-                    called = self._set(wish)
-                    if called:
-                        CALL_SECONDS.observe((time.monotonic_ns() - received) / _NANOSECONDS)
-                    self._keep_books(began)
+                    wish = self._take(packet, taken)
+                    while len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
+                        wish = self._take(packet, taken)
+                    self.controller.wish(self, wish)
             except MessageError as error:
                 return f"bad message: {error}"
+            if self.controller.work():
+                CALL_SECONDS.observe((time.monotonic_ns() - received) / _NANOSECONDS)
+            self._keep_books(taken, before)
+            self.rate.spend(len(taken))
 
     def _measure(self, part: RankPlan | None) -> None:
         """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""
@@ -143,52 +161,60 @@ class Lease:
         if not measurement:
             if self.measurer is not None:
                 self.measurer.wanted = False
-        elif self.measurer is None or self.measurer.measurement != measurement:
-            self.account.measurer = Measurer(measurement)
-            self.account.measurer.request(time.monotonic_ns(), self.controller.requested_megahertz)
-        else:
-            self.measurer.wanted = True
+            return
+        measurer = self.measurer
+        if measurer is None or measurer.measurement != measurement:
+            measurer = self.account.measurer = Measurer(measurement)
+        elif measurer.wanted and self.controller.on_call == measurer.request:
+            return
+        measurer.wanted = True
+        measurer.request(time.monotonic_ns(), self.controller.requested_megahertz)
+        self.controller.on_call = measurer.request
 
-    def _set(self, wish: int | None) -> bool:
-        """Set the clock, and tell the measurement when it was asked for; return whether an NVML call was made."""
-        begin = time.monotonic_ns()
-        called = self.controller.set(wish)
-        if called and self.measurer is not None:
-            self.measurer.request(begin, self.controller.requested_megahertz)
-        return called
-
-    def _take(self, packet: bytes) -> tuple[int | None, Boundary | None]:
-        """Follow one boundary; return the clock that should hold, and the boundary if it begins an iteration."""
+    def _take(self, packet: bytes, taken: list[tuple[Boundary, bool]]) -> int | None:
+        """Follow one boundary; return the clock that should hold."""
         if len(packet) != BOUNDARY_BYTES:
             raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         boundary = Boundary.unpack(packet)
         wish = self.follower.follow(boundary)
-        if self.measurer is not None and self.measurer.wanted:
+        if self.measured and self.measurer is not None:
             self.measurer.boundary(boundary, self.follower.clocks)
-        if boundary.kind is BoundaryKind.ITERATION_BEGIN:
-            return wish, boundary
-        if boundary.kind is BoundaryKind.ITERATION_END:
-            self.account.end_iteration(boundary)
-        else:
-            self.account.instruction(boundary, self.follower.finished_order)
-        return wish, None
+        taken.append((boundary, self.follower.finished_order))
+        return wish
 
-    def _keep_books(self, began: Boundary | None) -> None:
-        """After the clock is set, which is what hurries: read the energy counter where an iteration began."""
-        if began is not None:
-            try:
-                joules: float | None = self.controller.gpu.energy_joules()
-            except HardwareError as error:
-                self.controller.errors[error.code] = self.controller.errors.get(error.code, 0) + 1
-                joules = None
-            behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
-            self.account.begin_iteration(began, joules, time.time() - behind, self.follower.reference)
+    def _queued(self) -> bytes:
+        try:
+            return self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+        except OSError:
+            return b""
+
+    def _keep_books(self, taken: list[tuple[Boundary, bool]], before: int | None) -> None:
+        """After the clock is set, which is what hurries.
+
+        Args:
+            taken: the boundaries, and whether each ended the plan's order.
+            before: the clock that was locked when they came.
+        """
+        plan = self.follower.reference
+        begins = [boundary for boundary, _ in taken if boundary.kind is BoundaryKind.ITERATION_BEGIN]
+        for boundary, finished_order in taken:
+            self.account.instructions.take(boundary, before, plan)
+            if boundary.kind is BoundaryKind.ITERATION_BEGIN:
+                # Of several at once only the newest meets the energy counter as it was when it began.
+                self._begin_iteration(boundary, plan, boundary is begins[-1])
+            elif boundary.kind is BoundaryKind.ITERATION_END:
+                self.account.end_iteration(boundary)
+            else:
+                self.account.instruction(boundary, finished_order)
         if self.controller.requested_megahertz is not None:
             self.account.locked()
 
-
-def _queued(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
-    except OSError:
-        return b""
+    def _begin_iteration(self, began: Boundary, plan: RankPlan | None, is_newest: bool) -> None:
+        joules: float | None = None
+        try:
+            if is_newest:
+                joules = self.controller.gpu.energy_joules()
+        except HardwareError as error:
+            self.controller.note(error)
+        behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
+        self.account.begin_iteration(began, joules, time.time() - behind, plan)

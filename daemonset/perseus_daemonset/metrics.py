@@ -1,34 +1,24 @@
 """What Prometheus sees of the agent: one collector over the leases' own state, so that nothing is counted twice.
 
-Reading the hardware for power, clocks and temperature happens here, at the scrape, and never on the way of a boundary.
+No call to the hardware is made here: the pages show what the GPUs' caretakers read last. Labels are those of the ranks
+on this node, whose number is bounded by its GPUs, and reasons from short lists; nothing that a trainer says is a label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
-from perseus_api.metrics import AGENT_METRICS, PIPELINE_LABELS, RANK_LABELS
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.caretaker import Caretaker
+from perseus_daemonset.families import Families, Labels
+from perseus_daemonset.lease import Lease, RankKey
+from perseus_daemonset.plans import PlanStore
+from perseus_daemonset.registry import Registry
+from perseus_daemonset.state import state_of
 
-if TYPE_CHECKING:
-    from perseus_daemonset.lease import Lease, RankKey
-    from perseus_daemonset.plans import PlanStore
-    from perseus_daemonset.registry import Registry
-
-METRICS = CollectorRegistry()
-_CALL = "perseus_boundary_to_call_seconds"
-CALL_SECONDS = Histogram(
-    _CALL,
-    AGENT_METRICS[_CALL],
-    buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
-    registry=METRICS,
-)
 _MEGA = 1e6
 
 
@@ -42,86 +32,79 @@ class AgentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read everything once."""
-        families: dict[str, Metric] = {}
+        families = Families()
         for key, lease in self._registry.ranks():
             _collect_rank(families, key, lease)
-        leases = self._registry.leases()
-        controllers = self._registry.controllers()
-        _gauge(families, "perseus_leases", (), (), len(leases))
-        locked = sum(controller.requested_megahertz is not None for controller in controllers)
-        _gauge(families, "perseus_locks", (), (), locked)
+        caretakers = self._registry.caretakers()
+        families.gauge("perseus_leases", {}, len(self._registry.leases()))
+        locked = sum(each.controller.requested_megahertz is not None for each in caretakers)
+        families.gauge("perseus_locks", {}, locked)
         for reason, count in sorted(self._registry.refusals.items()):
-            _counter(families, "perseus_lease_refusals_total", ("reason",), (reason,), count)
-        for controller in controllers:
+            families.counter("perseus_lease_refusals_total", {"reason": reason}, count)
+        for caretaker in caretakers:
+            controller = caretaker.controller
             for code, count in sorted(controller.errors.items()):
-                _counter(families, "perseus_nvml_errors_total", ("gpu", "error"), (controller.gpu.uuid, code), count)
-        for labels, count in sorted(self._plans.rejected.items()):
-            _counter(families, "perseus_plans_rejected_total", ("namespace", "job", "reason"), labels, count)
-        _gauge(families, "perseus_agent_build_info", ("version",), (_version(),), 1)
-        yield from families.values()
+                families.counter("perseus_nvml_errors_total", {"gpu": controller.gpu.uuid, "error": code}, count)
+        for (namespace, job, reason), count in sorted(self._plans.rejected.items()):
+            labels = {"namespace": namespace, "job": job, "reason": reason}
+            families.counter("perseus_plans_rejected_total", labels, count)
+        families.gauge("perseus_agent_build_info", {"version": _version()}, 1)
+        yield from families.all()
 
 
-def _collect_rank(families: dict[str, Metric], key: RankKey, lease: Lease) -> None:
-    account, follower, controller = lease.account, lease.follower, lease.controller
-    rank = (key.namespace, key.job, str(key.pipeline), str(key.stage), str(key.tensor_rank), key.pod, key.gpu)
-
-    def gauge(name: str, value: float | None) -> None:
-        if value is not None:
-            _gauge(families, name, RANK_LABELS, rank, value)
-
-    def counter(name: str, value: float) -> None:
-        _counter(families, name, RANK_LABELS, rank, value)
-
+def _collect_rank(families: Families, key: RankKey, lease: Lease) -> None:
+    account, follower = lease.account, lease.follower
+    pipeline = {"namespace": key.namespace, "job": key.job, "pipeline": str(key.pipeline), "pod": key.pod}
+    rank = {
+        "namespace": key.namespace, "job": key.job, "pipeline": str(key.pipeline), "stage": str(key.stage),
+        "tensor_rank": str(key.tensor_rank), "pod": key.pod, "gpu": key.gpu,
+    }  # fmt: skip
     if key.stage == 0 and key.tensor_rank == 0:
-        labels = (key.namespace, key.job, str(key.pipeline), key.pod)
-        for name, value in (
-            ("perseus_pipeline_seconds", account.pipeline_seconds),
-            ("perseus_pipeline_iteration", account.iteration if account.iteration >= 0 else None),
-            ("perseus_pipeline_iteration_begin_timestamp_seconds", account.begin_wall_seconds),
-        ):
-            if value is not None:
-                _gauge(families, name, PIPELINE_LABELS, labels, value)
-    counter("perseus_iterations_total", account.iterations)
-    counter("perseus_gpu_energy_joules_total", account.energy_joules)
+        families.gauge("perseus_pipeline_seconds", pipeline, account.pipeline_seconds)
+        iteration = account.iteration if account.iteration >= 0 else None
+        families.gauge("perseus_pipeline_iteration", pipeline, iteration)
+        families.gauge("perseus_pipeline_iteration_begin_timestamp_seconds", pipeline, account.begin_wall_seconds)
+    families.counter("perseus_iterations_total", rank, account.iterations)
+    families.counter("perseus_gpu_energy_joules_total", rank, account.energy_joules)
     for source, joules in sorted(account.baseline_joules.items()):
-        _counter(families, "perseus_gpu_baseline_joules_total", (*RANK_LABELS, "source"), (*rank, source), joules)
-    gauge("perseus_iteration_seconds", account.iteration_seconds)
-    gauge("perseus_gpu_baseline_iteration_joules", account.unlocked_iteration_joules)
-    gauge("perseus_gpu_baseline_iteration_seconds", account.unlocked_iteration_seconds)
-    gauge("perseus_gpu_clock_requested_hertz", (controller.requested_megahertz or 0) * _MEGA)
-    gauge("perseus_plan_generation_accepted", follower.accepted_generation)
-    gauge("perseus_plan_generation_active", follower.active_generation)
-    counter("perseus_clock_changes_total", controller.changes)
-    counter("perseus_plans_late_total", follower.late)
-    counter("perseus_mismatches_total", follower.mismatches)
-    try:
-        reading = controller.gpu.read()
-    except HardwareError as error:
-        controller.errors[error.code] = controller.errors.get(error.code, 0) + 1
+        families.counter("perseus_gpu_baseline_joules_total", {**rank, "source": source}, joules)
+    families.gauge("perseus_iteration_seconds", rank, account.iteration_seconds)
+    families.gauge("perseus_gpu_baseline_iteration_joules", rank, account.unlocked_iteration_joules)
+    families.gauge("perseus_gpu_baseline_iteration_seconds", rank, account.unlocked_iteration_seconds)
+    for instruction, times in sorted(account.instructions.times.items()):
+        labels = {**rank, "instruction": instruction.value}
+        families.summary("perseus_instruction_seconds", labels, times.count, times.seconds)
+        if times.expected_seconds:
+            families.counter("perseus_instruction_compared_seconds_total", labels, times.compared_seconds)
+            families.counter("perseus_instruction_expected_seconds_total", labels, times.expected_seconds)
+    families.gauge("perseus_plan_generation_accepted", rank, follower.accepted_generation)
+    families.gauge("perseus_plan_generation_active", rank, follower.active_generation)
+    families.counter("perseus_plans_late_total", rank, follower.late)
+    families.counter("perseus_mismatches_total", rank, follower.mismatches)
+    families.counter("perseus_messages_throttled_total", rank, lease.rate.throttled)
+    state, reason = state_of(lease)
+    families.gauge("perseus_rank_state", {**rank, "state": state.value, "reason": reason}, 1)
+    _collect_gpu(families, rank, lease.caretaker)
+
+
+def _collect_gpu(families: Families, rank: Labels, caretaker: Caretaker) -> None:
+    controller, held, reading = caretaker.controller, caretaker.held, caretaker.reading
+    families.gauge("perseus_gpu_clock_requested_hertz", rank, (controller.requested_megahertz or 0) * _MEGA)
+    families.counter("perseus_clock_changes_total", rank, controller.changes)
+    families.counter("perseus_clock_changes_held_back_total", rank, controller.held_back)
+    families.counter("perseus_clock_interferences_total", rank, controller.interferences)
+    families.counter("perseus_clock_watched_seconds_total", rank, held.watched_seconds)
+    for reason, seconds in sorted(held.not_held_seconds.copy().items()):
+        families.counter("perseus_clock_not_held_seconds_total", {**rank, "reason": reason}, seconds)
+    for cause, seconds in sorted(caretaker.throttled.items()):
+        families.counter("perseus_gpu_throttle_seconds_total", {**rank, "cause": cause}, seconds)
+    if reading is None:
         return
-    gauge("perseus_gpu_clock_held_hertz", reading.clock_megahertz * _MEGA)
-    gauge("perseus_gpu_power_watts", reading.power_watts)
-    gauge("perseus_gpu_temperature_celsius", reading.temperature_celsius)
+    families.gauge("perseus_gpu_clock_held_hertz", rank, reading.clock_megahertz * _MEGA)
+    families.gauge("perseus_gpu_power_watts", rank, reading.power_watts)
+    families.gauge("perseus_gpu_temperature_celsius", rank, reading.temperature_celsius)
     for reason in reading.event_reasons:
-        _gauge(families, "perseus_gpu_clock_event_active", (*RANK_LABELS, "reason"), (*rank, reason), 1)
-
-
-def _gauge(
-    families: dict[str, Metric], name: str, labels: tuple[str, ...], values: tuple[str, ...], value: float
-) -> None:
-    family = families.get(name)
-    if not isinstance(family, GaugeMetricFamily):
-        family = families[name] = GaugeMetricFamily(name, AGENT_METRICS[name], labels=labels)
-    family.add_metric(values, value)
-
-
-def _counter(
-    families: dict[str, Metric], name: str, labels: tuple[str, ...], values: tuple[str, ...], value: float
-) -> None:
-    family = families.get(name)
-    if not isinstance(family, CounterMetricFamily):
-        family = families[name] = CounterMetricFamily(name, AGENT_METRICS[name], labels=labels)
-    family.add_metric(values, value)
+        families.gauge("perseus_gpu_clock_event_active", {**rank, "reason": reason}, 1)
 
 
 def _version() -> str:

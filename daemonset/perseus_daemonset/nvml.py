@@ -6,6 +6,7 @@ whoever uses this keeps a journal. SUCCESS means that a clock was requested, not
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,21 @@ _CODES = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "driver_not_loaded",
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "library_not_found",
     pynvml.NVML_ERROR_INVALID_ARGUMENT: "invalid_argument",
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "function_not_found",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "lib_rm_mismatch",
+    pynvml.NVML_ERROR_TIMEOUT: "timeout",
+    pynvml.NVML_ERROR_IN_USE: "in_use",
+    pynvml.NVML_ERROR_IRQ_ISSUE: "irq_issue",
+}
+# Not this device, or not this driver.
+_UNKNOWN_TO_DEVICE = frozenset({"not_supported", "function_not_found", "invalid_argument"})
+_VIOLATIONS = {
+    pynvml.NVML_PERF_POLICY_POWER: "power",
+    pynvml.NVML_PERF_POLICY_THERMAL: "thermal",
+    pynvml.NVML_PERF_POLICY_SYNC_BOOST: "sync_boost",
+    pynvml.NVML_PERF_POLICY_BOARD_LIMIT: "board_limit",
+    pynvml.NVML_PERF_POLICY_LOW_UTILIZATION: "low_utilization",
+    pynvml.NVML_PERF_POLICY_RELIABILITY: "reliability",
 }
 
 
@@ -96,20 +112,52 @@ class NvmlGpu:
                 event_reasons=tuple(name for bit, name in _REASONS.items() if bits & bit),
             )
 
-    def is_partitioned(self) -> bool:
-        """Whether the GPU is in MIG mode; a GPU that does not know MIG is not.
+    def throttle_seconds(self) -> dict[str, float]:
+        """Return for how long the device was held below its clocks, by cause; NVML counts nanoseconds.
+
+        What this device does not count is left out.
 
         Raises:
             HardwareError: NVML refused for another reason.
         """
-        try:
-            with _translated(f"reading the MIG mode of {self.uuid}"):
-                current, _ = pynvml.nvmlDeviceGetMigMode(self._handle)
-        except HardwareError as error:
-            if error.code == "not_supported":
-                return False
-            raise
-        return bool(current)
+        found = {}
+        for policy, name in _VIOLATIONS.items():
+            try:
+                with _translated(f"reading the throttle time of {self.uuid}"):
+                    found[name] = pynvml.nvmlDeviceGetViolationStatus(self._handle, policy).violationTime / 1e9
+            except HardwareError as error:
+                if error.code not in _UNKNOWN_TO_DEVICE:
+                    raise
+        return found
+
+    def sharing(self) -> str:
+        """Return how the GPU is shared (``mig``, ``vgpu`` or ``mps``), empty if it is whole.
+
+        A GPU that does not know one of these is not shared by it.
+
+        Raises:
+            HardwareError: NVML refused for another reason.
+        """
+        for name, is_so in (("mig", self._in_mig_mode), ("vgpu", self._virtual), ("mps", self._has_mps_clients)):
+            try:
+                with _translated(f"reading how {self.uuid} is shared"):
+                    if is_so():
+                        return name
+            except HardwareError as error:
+                if error.code not in _UNKNOWN_TO_DEVICE:
+                    raise
+        return ""
+
+    def _in_mig_mode(self) -> bool:
+        return bool(pynvml.nvmlDeviceGetMigMode(self._handle)[0])
+
+    def _virtual(self) -> bool:
+        # A GPU handed through to one virtual machine is whole; vGPU, on either side, is not.
+        mode = pynvml.nvmlDeviceGetVirtualizationMode(self._handle)
+        return mode not in (pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE, pynvml.NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH)
+
+    def _has_mps_clients(self) -> bool:
+        return bool(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(self._handle))
 
     def model(self) -> str:
         """Return the model's name, such as ``NVIDIA A100-SXM4-80GB``.
@@ -152,6 +200,42 @@ class Nvml:
         """
         with _translated(f"looking for {uuid}"):
             return NvmlGpu(uuid, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+
+    def uuids(self) -> list[str]:
+        """Return the UUIDs of all GPUs that answer; a lost one has none to tell.
+
+        Raises:
+            HardwareError: NVML does not answer.
+        """
+        with _translated("counting the GPUs"):
+            count = pynvml.nvmlDeviceGetCount()
+        found = []
+        for index in range(count):
+            with contextlib.suppress(pynvml.NVMLError_GpuIsLost):
+                found.append(self.uuid_of_index(index))
+        return found
+
+    def uuid_of_index(self, index: int) -> str:
+        """Return the UUID of the GPU at an index, which is the order of the PCI bus.
+
+        Raises:
+            HardwareError: the node has no such GPU, or it is lost.
+        """
+        with _translated(f"looking for GPU {index}"):
+            return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+
+    def uuid_of_minor(self, minor: int) -> str:
+        """Return the UUID of the GPU whose device node is ``/dev/nvidiaN``.
+
+        Raises:
+            HardwareError: the node has no such GPU, or it is lost.
+        """
+        with _translated(f"looking for /dev/nvidia{minor}"):
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                if pynvml.nvmlDeviceGetMinorNumber(handle) == minor:
+                    return str(pynvml.nvmlDeviceGetUUID(handle))
+        raise HardwareError("not_found", f"no GPU of this node is /dev/nvidia{minor}")
 
     def driver_version(self) -> str:
         """Return the driver's version; also a sign that NVML still answers.

@@ -1,29 +1,27 @@
-"""Which pod owns which GPU, by the kubelet's PodResources API joined with the API server's pods.
+"""Which pod wholly owns which GPU: the kubelet's claims joined with the API's pods. On any doubt, nobody does.
 
-PodResources is polled (it has no watch), tells no pod UID and may list finished pods: a claim counts only if the API
-knows a pod of that name that is not finished. A GPU is served only to a pod that owns it wholly: what is shared,
-partitioned or claimed twice is refused.
+A claim counts for a pod only if the API knows the pod and it is not finished; against others it counts in any case
+unless the API says that its pod is finished. What is shared, partitioned, claimed twice or not understood is refused
+with a reason.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
-import grpc
-
-from perseus_daemonset.kubelet import podresources_pb2 as messages
-from perseus_daemonset.kubelet import podresources_pb2_grpc as services
+from perseus_daemonset.devices import Device, Naming, understood
+from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.pod_resources import Claim, DynamicClaim, KubeletUnavailable
 from perseus_daemonset.pods import Pod, PodTable
+from perseus_daemonset.slices import Slices, SlicesUnavailable
 
-GPU_RESOURCE_PREFIX = "nvidia.com/"
-WHOLE_GPU_RESOURCE = "nvidia.com/gpu"
-SOCKET_NAME = "kubelet.sock"
-CALL_TIMEOUT_SECONDS = 5.0
-MAXIMUM_ANSWER_BYTES = 16 * 1024 * 1024
-_WHOLE = re.compile(r"GPU-[0-9a-fA-F-]{8,64}")
+_PARTS = {
+    "mig": ("mig", "a MIG device"),
+    "shared": ("shared_gpu", "a share of a GPU (time-slicing, MPS or vGPU)"),
+    "unknown": ("unknown_device", "a device whose id is not understood"),
+}
 
 
 class NotOwned(Exception):
@@ -39,85 +37,119 @@ class NotOwned(Exception):
         self.reason = reason
 
 
-class DeviceClaim:
-    """One device of one container."""
+class Names(Protocol):
+    """What finds a GPU's UUID by its other names."""
 
-    __slots__ = ("device", "namespace", "pod", "resource")
+    def uuid_of_index(self, index: int) -> str:
+        """Return the UUID of the GPU at an index; raises `HardwareError`."""
 
-    def __init__(self, namespace: str, pod: str, resource: str, device: str) -> None:
-        """Name the pod, the resource and the device's id."""
-        self.namespace, self.pod, self.resource, self.device = namespace, pod, resource, device
+    def uuid_of_minor(self, minor: int) -> str:
+        """Return the UUID of the GPU of a device node; raises `HardwareError`."""
 
 
-class PodResources:
-    """The kubelet's list, asked over its socket; the folder is mounted, since the kubelet replaces the socket."""
+@dataclass(frozen=True)
+class OwnedGpu:
+    """A GPU that a pod wholly owns.
 
-    def __init__(self, folder: Path) -> None:
-        """Ask the kubelet whose socket is in a folder."""
-        self._socket = folder / SOCKET_NAME
+    Attributes:
+        uuid: of the GPU.
+        gpus: how many GPUs the pod owns.
+    """
 
-    def claims(self) -> list[DeviceClaim]:
-        """Return every GPU of every container.
+    uuid: str
+    gpus: int
+
+
+class Ownership:
+    """Answers who owns a GPU, asking the kubelet each time."""
+
+    def __init__(self, claims: Callable[[], list[Claim]], names: Names, slices: Slices, pods: PodTable) -> None:
+        """Join the kubelet's claims, the GPUs' names, the ResourceSlices and the node's pods."""
+        self._claims = claims
+        self._names = names
+        self._slices = slices
+        self._pods = pods
+
+    def owned_gpu(self, pod: Pod, wanted: str) -> OwnedGpu:
+        """Return the GPU that a pod wholly owns.
+
+        Args:
+            pod: a pod of this node, from the API.
+            wanted: UUID of the GPU that its process names; empty if the pod owns only one.
 
         Raises:
-            NotOwned: the kubelet does not answer.
+            NotOwned: it owns none, not this one, or not alone.
         """
-        options = [("grpc.max_receive_message_length", MAXIMUM_ANSWER_BYTES)]
         try:
-            # A channel for each question: one that outlives the kubelet's restart would answer from the dead.
-            with grpc.insecure_channel(f"unix:{self._socket}", options=options) as channel:
-                stub = services.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call]
-                answer: Any = stub.List(messages.ListPodResourcesRequest(), timeout=CALL_TIMEOUT_SECONDS)
-        except grpc.RpcError as error:
-            raise NotOwned("kubelet_unavailable", f"the kubelet does not say who owns the GPUs: {error}") from None
-        return [
-            DeviceClaim(pod.namespace, pod.name, devices.resource_name, device)
-            for pod in answer.pod_resources
-            for container in pod.containers
-            for devices in container.devices
-            if devices.resource_name.startswith(GPU_RESOURCE_PREFIX)
-            for device in devices.device_ids
-        ]
+            living = [claim for claim in self._claims() if _is_living(claim, self._pods)]
+            own = [claim for claim in living if (claim.namespace, claim.pod) == (pod.namespace, pod.name)]
+            devices = self._devices(own)
+            uuids = {self._uuid(device) for device in devices}
+            if not uuids:
+                raise NotOwned("no_gpu", f"pod {pod.namespace}/{pod.name} owns no GPU of this node")
+            for device in devices:
+                if device.part:
+                    reason, what = _PARTS[device.part]
+                    raise NotOwned(reason, f"pod {pod.namespace}/{pod.name} has {what}: only whole GPUs are served")
+            if not wanted and len(uuids) > 1:
+                raise NotOwned("ambiguous_gpu", f"the pod owns {len(uuids)} GPUs and its process names none of them")
+            chosen = wanted or uuids.pop()
+            if wanted and wanted not in uuids:
+                raise NotOwned("foreign_gpu", f"pod {pod.namespace}/{pod.name} does not own {wanted!r}")
+            self._refuse_second_claim(chosen, own, [claim for claim in living if claim not in own])
+            return OwnedGpu(chosen, len(uuids) or 1)
+        except KubeletUnavailable as error:
+            raise NotOwned("kubelet_unavailable", str(error)) from None
+        except SlicesUnavailable as error:
+            raise NotOwned("slices_unavailable", str(error)) from None
+        except HardwareError as error:
+            raise NotOwned("unknown_device", f"the pod's device is no GPU of this node: {error}") from None
 
+    def _refuse_second_claim(self, chosen: str, own: list[Claim], others: list[Claim]) -> None:
+        dynamic = {(each.driver, each.pool, each.device) for each in own if isinstance(each, DynamicClaim)}
+        for claim in others:
+            same_name = isinstance(claim, DynamicClaim) and (claim.driver, claim.pool, claim.device) in dynamic
+            if same_name or chosen in self._known_uuids(claim):
+                raise NotOwned("claimed_twice", f"{chosen} is also claimed by pod {claim.namespace}/{claim.pod}")
 
-def owned_gpu(pod: Pod, wanted: str, claims: Iterable[DeviceClaim], pods: PodTable) -> str:
-    """Return the UUID of the GPU that a pod wholly owns.
+    def _known_uuids(self, claim: Claim) -> set[str]:
+        """UUIDs of what somebody else claims, as far as they can be told."""
+        try:
+            return {self._uuid(device) for device in self._devices([claim])}
+        except (HardwareError, NotOwned):
+            return set()
 
-    Args:
-        pod: a pod of this node, from the API.
-        wanted: the GPU that its process names; empty if the pod owns only one.
-        claims: the kubelet's list.
-        pods: the node's pods, to leave out finished ones.
-
-    Raises:
-        NotOwned: it owns none, not this one, or not alone.
-    """
-    living = [claim for claim in claims if _is_living(claim, pods)]
-    own = [claim for claim in living if (claim.namespace, claim.pod) == (pod.namespace, pod.name)]
-    if not own:
-        raise NotOwned("no_gpu", f"pod {pod.namespace}/{pod.name} owns no GPU of this node")
-    for claim in own:
-        if claim.resource != WHOLE_GPU_RESOURCE or not _WHOLE.fullmatch(claim.device):
-            raise NotOwned(
-                "shared_gpu", f"{claim.resource} {claim.device[:80]} is a part of a GPU: only whole GPUs are served"
+    def _devices(self, claims: Iterable[Claim]) -> list[Device]:
+        found = []
+        for claim in claims:
+            device = (
+                self._dynamic(claim) if isinstance(claim, DynamicClaim) else understood(claim.resource, claim.device)
             )
-    devices = sorted({claim.device for claim in own})
-    if not wanted and len(devices) > 1:
-        raise NotOwned("ambiguous_gpu", f"the pod owns {len(devices)} GPUs and its process names none of them")
-    chosen = wanted or devices[0]
-    if chosen not in devices:
-        raise NotOwned("foreign_gpu", f"pod {pod.namespace}/{pod.name} does not own {chosen[:80]}")
-    others = [claim for claim in living if _same_gpu(claim.device, chosen) and claim not in own]
-    if others:
-        raise NotOwned("claimed_twice", f"{chosen} is also claimed by pod {others[0].namespace}/{others[0].pod}")
-    return chosen
+            if device is not None:
+                found.append(device)
+        return found
+
+    def _dynamic(self, claim: DynamicClaim) -> Device | None:
+        known = self._slices.find((claim.driver, claim.pool, claim.device))
+        if known is None:
+            raise NotOwned(
+                "unknown_device", f"no ResourceSlice of this node names {claim.driver} device {claim.device}"
+            )
+        if not known.uuid.startswith(("GPU-", "MIG-")):
+            return None  # a network card, say
+        device = understood("nvidia.com/gpu", known.uuid)
+        part = "mig" if known.kind == "mig" else "shared" if claim.shared else ""
+        return Device(device.naming, device.name, device.part or part) if device else None
+
+    def _uuid(self, device: Device) -> str:
+        if device.naming is Naming.INDEX:
+            return self._names.uuid_of_index(int(device.name))
+        if device.naming is Naming.NODE:
+            return self._names.uuid_of_minor(int(device.name))
+        return device.name
 
 
-def _is_living(claim: DeviceClaim, pods: PodTable) -> bool:
+def _is_living(claim: Claim, pods: PodTable) -> bool:
     pod = pods.by_name(claim.namespace, claim.pod)
     # A pod that the API does not know (yet) may own what it claims: its claim counts against others.
     return pod is None or not pod.is_finished
-
-
-def _same_gpu(device: str, uuid: str) -> bool:
-    return device == uuid or device.startswith(f"{uuid}::")

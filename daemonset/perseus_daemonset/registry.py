@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.controller import ClockController
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.journal import Journal
@@ -15,7 +17,7 @@ from perseus_daemonset.pods import Pod
 
 
 class Registry:
-    """Leases, accounts and clock controllers.
+    """Leases, accounts, and a caretaker for each GPU that was ever leased.
 
     Attributes:
         refusals: refused connections by reason.
@@ -33,34 +35,37 @@ class Registry:
         self._accounts: dict[RankKey, RankAccount] = {}
         self._followers: dict[RankKey, Lease] = {}
         self._pods: dict[RankKey, str] = {}
-        self._controllers: dict[str, ClockController] = {}
+        self._caretakers: dict[str, Caretaker] = {}
         plans.on_change = self._plan_changed
 
-    def controller(self, uuid: str) -> ClockController:
-        """Return the one controller of a GPU.
+    def caretaker(self, uuid: str) -> Caretaker:
+        """Return the one caretaker of a GPU.
 
         Raises:
             HardwareError: there is no such GPU, or it is lost.
         """
         with self._mutex:
-            if uuid not in self._controllers:
-                self._controllers[uuid] = ClockController(self._gpus.gpu(uuid), self._journal, self._rate)
-            return self._controllers[uuid]
+            if uuid not in self._caretakers:
+                controller = ClockController(self._gpus.gpu(uuid), self._journal, self._rate)
+                self._caretakers[uuid] = Caretaker(controller)
+                self._caretakers[uuid].start()
+            return self._caretakers[uuid]
 
-    def serve(self, key: RankKey, pod: Pod, make: Callable[[ClockController, RankAccount], Lease]) -> Lease:
+    def serve(self, key: RankKey, pod: Pod, make: Callable[[Caretaker, RankAccount], Lease]) -> Lease:
         """Make a lease the holder of its GPU; an older one of the same pod is ended (its process restarted).
 
         Raises:
             ValueError: another pod holds the GPU.
             HardwareError: the GPU does not answer.
         """
-        controller = self.controller(key.gpu)
+        caretaker = self.caretaker(key.gpu)
         with self._mutex:
             holder = self._leases.get(key.gpu)
             if holder is not None and holder.pod.uid != pod.uid:
                 raise ValueError(f"{key.gpu} is leased to pod {holder.pod.namespace}/{holder.pod.name}")
             account = self._accounts.setdefault(key, RankAccount())
-            lease = make(controller, account)
+            lease = make(caretaker, account)
+            lease.begin()
             self._leases[key.gpu] = lease
             self._followers[key] = lease
             self._pods[key] = pod.uid
@@ -84,12 +89,20 @@ class Registry:
         for lease in leases:
             lease.end()
 
-    def end_all(self) -> None:
-        """End every lease and give every clock back."""
+    def end_all(self, timeout_seconds: float) -> None:
+        """End every lease and give every clock back, waiting for devices that are slow to answer, up to a time."""
         for lease in self.leases():
             lease.end()
-        for controller in self.controllers():
-            controller.set(None)
+        caretakers = self.caretakers()
+        for caretaker in caretakers:
+            # Not by this thread: a device that hangs must not keep the others locked.
+            caretaker.controller.close()
+            caretaker.nudge()
+        deadline = time.monotonic() + timeout_seconds
+        while any(each.controller.is_locked for each in caretakers) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for caretaker in caretakers:
+            caretaker.stop()
 
     def refuse(self, reason: str) -> None:
         """Count a refused connection."""
@@ -106,10 +119,10 @@ class Registry:
         with self._mutex:
             return list(self._followers.items())
 
-    def controllers(self) -> list[ClockController]:
-        """Return the controllers of all GPUs that were ever leased."""
+    def caretakers(self) -> list[Caretaker]:
+        """Return the caretakers of all GPUs that were ever leased."""
         with self._mutex:
-            return list(self._controllers.values())
+            return list(self._caretakers.values())
 
     def _plan_changed(self, job: JobKey) -> None:
         plan = self._plans.find(*job)

@@ -1,7 +1,7 @@
 """The agent's socket: who connects is identified by the kernel, checked against the API and the kubelet, then served.
 
-Everything about a connection is bounded: how many there are, how long a hello may take, how large a message is. A
-refused peer gets a reason and nothing else; the others notice nothing.
+Everything about a connection is bounded: how many there are in all and of one pod, how many are taken a second, how
+long a hello may take, how large a message is. A refused peer gets a reason and nothing else; the others notice nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from pathlib import Path
 
 from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Hello, MessageError, Verdict, Welcome
 
+from perseus_daemonset.bounds import ACCEPTS_PER_SECOND, Places, Rate
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.identity import Peer, UnknownPeer, identify
+from perseus_daemonset.identity import Peer, UnknownPeer
 from perseus_daemonset.lease import Lease, RankKey
-from perseus_daemonset.ownership import DeviceClaim, NotOwned, owned_gpu
+from perseus_daemonset.ownership import NotOwned, OwnedGpu, Ownership
 from perseus_daemonset.pods import Pod, PodTable
 from perseus_daemonset.registry import Registry
 
-MAXIMUM_CONNECTIONS = 256
 HELLO_TIMEOUT_SECONDS = 2.0
 POD_TIMEOUT_SECONDS = 3.0
 OWNERSHIP_TIMEOUT_SECONDS = 5.0
 OWNERSHIP_RETRY_SECONDS = 0.5
+REFUSALS_LOGGED_PER_SECOND = 2.0
+_PASSING = ("no_gpu", "kubelet_unavailable", "slices_unavailable")
 logger = logging.getLogger("perseus.agent")
 
 
@@ -53,8 +55,8 @@ class Server:
         path: Path,
         registry: Registry,
         pods: PodTable,
-        claims: Callable[[], list[DeviceClaim]],
-        identify_peer: Callable[[socket.socket], Peer] = identify,
+        ownership: Ownership,
+        identify_peer: Callable[[socket.socket], Peer],
     ) -> None:
         """Serve on a Unix socket.
 
@@ -62,15 +64,17 @@ class Server:
             path: of the socket; one that a dead agent left is replaced.
             registry: of leases.
             pods: of this node.
-            claims: asks the kubelet who owns which GPU.
+            ownership: says who owns which GPU.
             identify_peer: who is at the other end, by the kernel.
         """
         self._registry = registry
         self._pods = pods
-        self._claims = claims
+        self._ownership = ownership
         self._identify = identify_peer
         self._path = path
-        self._places = threading.BoundedSemaphore(MAXIMUM_CONNECTIONS)
+        self._places = Places()
+        self._pace = Rate(ACCEPTS_PER_SECOND, 1 / ACCEPTS_PER_SECOND)
+        self._logged_seconds = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft")
         draft.unlink(missing_ok=True)
@@ -98,56 +102,59 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._places.acquire(blocking=False):
+            if self._places.enter():
+                threading.Thread(target=self._receive, args=(connection,), name="lease", daemon=True).start()
+            else:
                 self._registry.refuse("too_many")
                 connection.close()
-                continue
-            threading.Thread(target=self._serve, args=(connection,), name="lease", daemon=True).start()
+            self._pace.spend()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _receive(self, connection: socket.socket) -> None:
         try:
-            lease = self._admit(connection)
-            if lease is None:
-                return
-            logger.info("%s serves pipeline %d stage %d of %s/%s", lease.key.gpu, lease.key.pipeline, lease.key.stage,
-                        lease.key.namespace, lease.key.job)  # fmt: skip
-            try:
-                why = lease.run()
-            finally:
-                self._registry.finished(lease)
-            logger.info("%s: the lease of pod %s ended (%s)", lease.key.gpu, lease.key.pod, why)
-        finally:
-            self._places.release()
-
-    def _admit(self, connection: socket.socket) -> Lease | None:
-        """Return the lease of a peer that may have one; answer and close the others."""
-        try:
-            connection.settimeout(HELLO_TIMEOUT_SECONDS)
             # Before the first message: whoever sends it, the connection is this process's.
             peer = self._identify(connection)
-            hello = Hello.unpack(connection.recv(MAXIMUM_MESSAGE_BYTES + 1))
-            pod = self._pod(peer, hello)
-            gpu = self._gpu(pod, hello)
-            key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, gpu)
-            if self._registry.controller(gpu).gpu.is_partitioned():
-                raise Refused("mig", f"{gpu} is in MIG mode: only whole GPUs are served")
-            lease = self._registry.serve(
-                key, pod, lambda controller, account: Lease(key, pod, connection, controller, account)
-            )
-        except (Refused, NotOwned, UnknownPeer, MessageError, HardwareError, ValueError, OSError) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "code", None) or _REASONS.get(type(error), "peer")
-            self._registry.refuse(reason)
-            logger.info("refused a connection (%s): %s", reason, error)
-            with contextlib.suppress(OSError):
-                # What lies unread would turn the close into a reset, and the reason would be lost with it.
-                connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
-            with contextlib.suppress(OSError):
-                connection.send(Welcome(Verdict.REFUSED, str(error)).pack(), socket.MSG_DONTWAIT)
-            connection.close()
-            return None
+            if not self._places.enter_of(peer.pod_uid):
+                raise Refused("too_many_of_pod", f"pod {peer.pod_uid} has too many connections")
+        except (UnknownPeer, Refused) as error:
+            self._refuse(connection, error)
+            self._places.leave()
+            return
+        try:
+            self._serve(connection, peer)
+        finally:
+            self._places.leave_of(peer.pod_uid)
+            self._places.leave()
+
+    def _serve(self, connection: socket.socket, peer: Peer) -> None:
+        try:
+            lease = self._admit(connection, peer)
+        except (Refused, NotOwned, MessageError, HardwareError, ValueError, OSError) as error:
+            self._refuse(connection, error)
+            return
         with contextlib.suppress(OSError):
             connection.send(Welcome(Verdict.SERVED).pack(), socket.MSG_DONTWAIT)
-        return lease
+        key = lease.key
+        logger.info("%s serves pipeline %d stage %d of %s/%s", key.gpu, key.pipeline, key.stage, key.namespace, key.job)
+        try:
+            why = lease.run()
+        finally:
+            self._registry.finished(lease)
+        logger.info("%s: the lease of pod %s ended (%s)", key.gpu, key.pod, why)
+
+    def _admit(self, connection: socket.socket, peer: Peer) -> Lease:
+        """Return the lease of a peer that may have one; whatever speaks against it is raised."""
+        connection.settimeout(HELLO_TIMEOUT_SECONDS)
+        hello = Hello.unpack(connection.recv(MAXIMUM_MESSAGE_BYTES + 1))
+        pod = self._pod(peer, hello)
+        owned = self._gpu(pod, hello)
+        _check_rank(pod, hello, owned.gpus)
+        shared = self._registry.caretaker(owned.uuid).controller.gpu.sharing()
+        if shared:
+            raise Refused(shared, f"{owned.uuid} {_SHARED[shared]}: only whole GPUs are served")
+        key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, owned.uuid)
+        return self._registry.serve(
+            key, pod, lambda caretaker, account: Lease(key, pod, connection, caretaker, account)
+        )
 
     def _pod(self, peer: Peer, hello: Hello) -> Pod:
         pod = self._pods.find(peer.pod_uid, POD_TIMEOUT_SECONDS)
@@ -159,23 +166,50 @@ class Server:
             raise Refused("other_job", f"pod {pod.namespace}/{pod.name} belongs to job {pod.job}")
         if pod.is_finished:
             raise Refused("finished", f"pod {pod.namespace}/{pod.name} is finished")
-        if pod.rank is not None and pod.stages is not None:
-            degree = pod.tensor_parallel or 1
-            claimed = (hello.pipeline * pod.stages + hello.stage) * degree + hello.tensor_rank
-            if hello.stage >= pod.stages or hello.tensor_rank >= degree or claimed != pod.rank:
-                raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is rank {pod.rank}, not {claimed}")
         return pod
 
-    def _gpu(self, pod: Pod, hello: Hello) -> str:
+    def _gpu(self, pod: Pod, hello: Hello) -> OwnedGpu:
         """Ask the kubelet, whose list may lag a little behind a container's start."""
         deadline = time.monotonic() + OWNERSHIP_TIMEOUT_SECONDS
         while True:
             try:
-                return owned_gpu(pod, hello.gpu_uuid, self._claims(), self._pods)
+                return self._ownership.owned_gpu(pod, hello.gpu_uuid)
             except NotOwned as error:
-                if error.reason not in ("no_gpu", "kubelet_unavailable") or time.monotonic() > deadline:
+                if error.reason not in _PASSING or time.monotonic() > deadline:
                     raise
             time.sleep(OWNERSHIP_RETRY_SECONDS)
 
+    def _refuse(self, connection: socket.socket, error: Exception) -> None:
+        reason = getattr(error, "reason", None) or getattr(error, "code", None) or _REASONS.get(type(error), "peer")
+        self._registry.refuse(reason)
+        # What a peer wrote may stand in the text: no line of the log may look like another's.
+        text = "".join(character if character.isprintable() else "?" for character in str(error))
+        now = time.monotonic()
+        if now - self._logged_seconds > 1 / REFUSALS_LOGGED_PER_SECOND:
+            self._logged_seconds = now
+            logger.info("refused a connection (%s): %s", reason, text)
+        with contextlib.suppress(OSError):
+            # What lies unread would turn the close into a reset, and the reason would be lost with it.
+            connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            connection.send(Welcome(Verdict.REFUSED, text).pack(), socket.MSG_DONTWAIT)
+        connection.close()
 
+
+def _check_rank(pod: Pod, hello: Hello, gpus: int) -> None:
+    """A pod's ranks are those of its completion index: one for each of its GPUs."""
+    if pod.rank is None or pod.stages is None:
+        return
+    degree = pod.tensor_parallel or 1
+    claimed = (hello.pipeline * pod.stages + hello.stage) * degree + hello.tensor_rank
+    if hello.stage >= pod.stages or hello.tensor_rank >= degree or claimed // gpus != pod.rank:
+        whose = f"rank {pod.rank}" if gpus == 1 else f"ranks {pod.rank * gpus} to {(pod.rank + 1) * gpus - 1}"
+        raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is {whose}, not {claimed}")
+
+
+_SHARED = {
+    "mig": "is in MIG mode",
+    "vgpu": "is divided among virtual machines (vGPU)",
+    "mps": "is shared by several processes (MPS)",
+}
 _REASONS: dict[type[Exception], str] = {MessageError: "bad_hello", ValueError: "leased", UnknownPeer: "unknown_peer"}

@@ -1,4 +1,7 @@
-"""The agent's HTTP pages: metrics for Prometheus, health for the kubelet, measurements for the operator."""
+"""The agent's HTTP pages: metrics for Prometheus, health for the kubelet, measurements for the operator, a report.
+
+Nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ Measurements = Callable[[str, str], bytes]  # of a namespace and a job
 
 
 def serve_pages(
-    port: int, metrics: CollectorRegistry, healthy: Check, ready: Check, measurements: Measurements
+    port: int,
+    metrics: CollectorRegistry,
+    healthy: Check,
+    ready: Check,
+    report: Callable[[], bytes],
+    measurements: Measurements,
 ) -> ThreadingHTTPServer:
     """Serve the pages in the background; return the server, to be shut down."""
 
@@ -33,6 +41,8 @@ def serve_pages(
                 asked = parse_qs(query)
                 body = measurements(asked.get("namespace", [""])[0], asked.get("job", [""])[0])
                 self._answer(200, body, "application/json")
+            elif path == "/report":
+                self._answer(200, report(), "application/json")
             else:
                 self._answer(404, b"not found\n", "text/plain")
 

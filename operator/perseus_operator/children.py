@@ -1,7 +1,7 @@
 """The child objects of a PerseusJob, as documents. Pure: equal jobs give equal documents.
 
 Each carries the job's label and a hash of its own content, so that an object that is already right is not written
-again.
+again; what can be changed behind the hash is compared field by field.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Builder:
         """Name of the optimisation pod's ServiceAccount, Role and RoleBinding."""
         return f"{self.name}-optimiser"
 
-    def optimiser_job_name(self, checksum: str) -> str:
-        """Name of the optimisation Job: another profile or shape is another Job."""
-        digest = hashlib.sha256(f"{checksum} {self._shape()} {self._settings.optimiser_image}".encode()).hexdigest()
+    def optimiser_job_name(self, checksum: str, target: str) -> str:
+        """Name of the optimisation Job: another profile, shape or ConfigMap to fill is another Job."""
+        content = f"{checksum} {target} {self._shape()} {self._settings.optimiser_image}"
+        digest = hashlib.sha256(content.encode()).hexdigest()
         return f"{self.optimiser_name[:50]}-{digest[:8]}"
 
     def frontier_config_map(self) -> Document:
@@ -75,9 +76,9 @@ class Builder:
         binding["subjects"] = [{"kind": "ServiceAccount", "name": self.optimiser_name, "namespace": self.namespace}]
         return [_hashed(each) for each in (account, role, binding)]
 
-    def optimiser_job(self, checksum: str, profile: str) -> Document:
-        """Return the optimisation Job for a profile's checksum and ConfigMap."""
-        document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum), COMPONENT_OPTIMISER)
+    def optimiser_job(self, checksum: str, target: str, profile: str) -> Document:
+        """Return the optimisation Job for a profile in a ConfigMap, and for the UID of the ConfigMap that it fills."""
+        document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum, target), COMPONENT_OPTIMISER)
         container = {
             "name": "optimiser",
             "image": self._settings.optimiser_image,
@@ -262,11 +263,30 @@ class Builder:
 
 
 def is_up_to_date(wanted: Document, present: Document | None) -> bool:
-    """Whether an object is there with the content that we would write, written by us for the same owner."""
+    """Whether an object is there with the content that we would write, and nobody has changed it since."""
     if present is None or present["metadata"].get("deletionTimestamp"):
         return False
     annotations = present["metadata"].get("annotations") or {}
-    return bool(annotations.get(ANNOTATION_HASH) == wanted["metadata"]["annotations"][ANNOTATION_HASH])
+    if annotations.get(ANNOTATION_HASH) != wanted["metadata"]["annotations"][ANNOTATION_HASH]:
+        return False
+    return contains(present, _changeable(wanted))
+
+
+def contains(present: Any, wanted: Any) -> bool:
+    """Whether an object holds what is wanted of it; what the API server or others add is theirs."""
+    if isinstance(wanted, dict) and isinstance(present, dict):
+        return all(key in present and contains(present[key], each) for key, each in wanted.items())
+    if isinstance(wanted, list) and isinstance(present, list):
+        return len(wanted) == len(present) and all(map(contains, present, wanted))
+    return bool(wanted == present)
+
+
+def _changeable(wanted: Document) -> Document:
+    # A Job's pod template cannot be changed by anybody, and the API server writes its quantities in other words.
+    if wanted["kind"] != "Job":
+        return wanted
+    spec = {key: each for key, each in wanted["spec"].items() if key != "template"}
+    return {**wanted, "spec": spec}
 
 
 def _hashed(document: Document) -> Document:

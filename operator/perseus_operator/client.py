@@ -6,20 +6,27 @@ refusal carries the server's own sentence.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 from kubernetes.aio import client, config
 from perseus_api import names
 
-from perseus_operator.metrics import API_WRITES
+from perseus_operator.metrics import API_REFUSALS, API_REQUEST_SECONDS, API_WRITES
 
 Document = dict[str, Any]
 _TIMEOUT_SECONDS = 15.0
+ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4, 0.1, 5.0
+_IN_TROUBLE = (500, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,14 @@ PERSEUS_JOB = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 SERVICE = Kind("v1", "Service", "services")
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+NODE = Kind("v1", "Node", "nodes")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
 ROLE = Kind("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
 KINDS = {
     kind.name: kind
     for kind in (PERSEUS_JOB, CONFIG_MAP, SERVICE, SERVICE_ACCOUNT, POD, JOB, ROLE, ROLE_BINDING, DEPLOYMENT)
@@ -59,13 +68,15 @@ class ApiRefusal(Exception):
     Attributes:
         status: HTTP status.
         reason: Kubernetes' reason, such as Conflict.
+        retry_after_seconds: how long the server asks to be left alone.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, retry_after_seconds: float = 0.0) -> None:
         """Keep the server's own words."""
         super().__init__(message)
         self.status = status
         self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
     @property
     def is_final(self) -> bool:
@@ -111,14 +122,25 @@ class Api:
                 return None
             raise
 
-    async def find(self, kind: Kind, namespace: str, selector: str = "") -> list[Document]:
-        """Return the objects of a namespace ("" for all) that a label selector chooses.
+    async def find(self, kind: Kind, namespace: str, selector: str = "", field_selector: str = "") -> list[Document]:
+        """Return the objects of a namespace ("" for all) that selectors of labels and fields choose.
 
         Raises:
             ApiRefusal: the server refused.
         """
-        query = [("labelSelector", selector)] if selector else []
+        given = (("labelSelector", selector), ("fieldSelector", field_selector))
+        query = [(name, value) for name, value in given if value]
         answer = await self._request("GET", kind.path(namespace), query=query)
+        items: list[Document] = answer["items"]
+        return items
+
+    async def find_metadata(self, kind: Kind) -> list[Document]:
+        """Return name, labels and annotations of all objects of a kind, from the server's cache: a small answer.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        answer = await self._request("GET", kind.path(""), query=[("resourceVersion", "0")], accept=_METADATA_ALONE)
         items: list[Document] = answer["items"]
         return items
 
@@ -154,15 +176,15 @@ class Api:
                 return None
             raise
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str = "") -> None:
-        """Delete an object in the background, if it is still there (and still the one of this UID).
+    async def delete(self, kind: Kind, namespace: str, name: str, seen: Document | None = None) -> None:
+        """Delete an object in the background, if it is still there (and still as it was seen).
 
         Raises:
             ApiRefusal: the server refused.
         """
         body: Document = {"propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+        if seen is not None:
+            body["preconditions"] = {key: seen["metadata"][key] for key in ("uid", "resourceVersion")}
         API_WRITES.labels(kind=kind.name, verb="delete").inc()
         try:
             await self._request("DELETE", kind.path(namespace, name), body=body)
@@ -170,14 +192,15 @@ class Api:
             if refusal.status not in (404, 409):
                 raise
 
-    async def create(self, kind: Kind, document: Document) -> Document:
-        """Create an object.
+    async def create(self, kind: Kind, document: Document, dry_run: bool = False) -> Document:
+        """Create an object, or ask whether it could be.
 
         Raises:
             ApiRefusal: the server refused.
         """
         API_WRITES.labels(kind=kind.name, verb="create").inc()
-        return await self._request("POST", kind.path(document["metadata"]["namespace"]), body=document)
+        query = [("dryRun", "All")] if dry_run else []
+        return await self._request("POST", kind.path(document["metadata"]["namespace"]), query=query, body=document)
 
     async def _request(
         self,
@@ -186,21 +209,56 @@ class Api:
         query: list[tuple[str, str]] | None = None,
         body: Document | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Document:
+        """Make a request; a server that is busy or in trouble for a moment is asked again, if asking twice is harmless.
+
+        Without this a visit of a dozen requests would hardly ever end while every third one is refused.
+        """
+        for attempt in range(ATTEMPTS):
+            pause = PAUSE_SECONDS * 2**attempt * (1 + random.random())  # noqa: S311 - spreads, hides nothing
+            try:
+                return await self._exchange(method, path, query, body, content_type, accept)
+            except ApiRefusal as refusal:
+                harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
+                if not harmless or attempt == ATTEMPTS - 1:
+                    raise
+                pause = max(pause, min(refusal.retry_after_seconds, LONGEST_PAUSE_SECONDS))
+            except aiohttp.ClientError:
+                if method == "POST" or attempt == ATTEMPTS - 1:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt ends in an answer or an error")
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None,
+        body: Document | None,
+        content_type: str,
+        accept: str,
     ) -> Document:
         serialised = await self._client.param_serialize(
             method,
             path,
             query_params=query or [],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            header_params={"Accept": accept, "Content-Type": content_type},
             body=body,
             auth_settings=["BearerToken"],
         )
+        begin = time.perf_counter()
         response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
         data = await response.read()
+        API_REQUEST_SECONDS.labels(verb=method).observe(time.perf_counter() - begin)
         try:
             answer: Document = json.loads(data) if data else {}
         except ValueError:
             answer = {"message": data[:500].decode(errors="replace")}
         if response.status >= 400:
-            raise ApiRefusal(response.status, str(answer.get("reason", "")), str(answer.get("message", "")))
+            if response.status != 404:
+                API_REFUSALS.labels(code=str(response.status)).inc()
+            told = response.headers.get("Retry-After", "")
+            wait = float(told) if told.isdigit() else 0.0
+            raise ApiRefusal(response.status, str(answer.get("reason", "")), str(answer.get("message", "")), wait)
         return answer

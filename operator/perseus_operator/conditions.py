@@ -38,7 +38,7 @@ class Story:
                 (condition, self.told[condition])
                 for condition in Condition
                 if condition in self.told
-                and condition not in (Condition.STRAGGLING, Condition.READY)
+                and condition not in (Condition.OBSERVED, Condition.STRAGGLING, Condition.READY)
                 and self.told[condition][0] != "True"
             ),
             None,
@@ -47,8 +47,12 @@ class Story:
             if condition not in self.told and condition is not Condition.READY:
                 waits = f"waits for {blocker[0].value}" if blocker else "not known yet"
                 self.say(condition, None, Reason.WAITING, waits)
-        if blocker:
-            self.say(Condition.READY, False, Reason.NOT_READY, f"{blocker[0].value}: {blocker[1][2]}")
+        workload = self.told[Condition.WORKLOAD_READY]
+        if workload[1] is Reason.TRAINING_FINISHED:
+            self.say(Condition.READY, False, Reason.TRAINING_FINISHED, workload[2])
+        elif blocker:
+            # The blocker's own reason: `kubectl get` then says in one word where the job stands.
+            self.say(Condition.READY, False, blocker[1][1], f"{blocker[0].value}: {blocker[1][2]}")
         elif self.told[Condition.PLAN_APPLIED][1] is Reason.DRY_RUN:
             self.say(Condition.READY, True, Reason.DRY_RUN, self.told[Condition.PLAN_APPLIED][2])
         else:

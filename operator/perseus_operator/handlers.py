@@ -15,17 +15,18 @@ import aiohttp
 import kopf
 from perseus_api import names
 
-from perseus_operator.client import Api, ApiRefusal
-from perseus_operator.metrics import tell_version
+from perseus_operator import metrics
+from perseus_operator.backstop import Backstop
+from perseus_operator.client import Api
+from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
 from perseus_operator.profiling.agents import Agents
-from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
+from perseus_operator.transport import Connection
 from perseus_operator.visits import JobKey, VisitQueue
 from perseus_operator.web import serve_pages
 
-SWEEP_SECONDS = 600.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -37,6 +38,8 @@ class Operator:
         self._settings = settings
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: VisitQueue | None = None
+        self._backstop: Backstop | None = None
+        self._health = Health()
         self._closers: list[Any] = []
 
     def registry(self) -> kopf.OperatorRegistry:
@@ -48,6 +51,7 @@ class Operator:
         own: dict[str, Any] = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_JOB: kopf.PRESENT}
         kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)(self._job_event)
         kopf.on.event("batch", "v1", "jobs", labels=own, registry=registry)(self._child_event)
+        kopf.on.event("v1", "services", labels=own, registry=registry)(self._child_event)
         kopf.on.event("v1", "configmaps", labels=own, registry=registry)(self._child_event)
         return registry
 
@@ -60,7 +64,7 @@ class Operator:
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
-        tell_version()
+        metrics.tell_version()
         api = await Api.connect()
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
@@ -69,12 +73,19 @@ class Operator:
         reconciler = Reconciler(api, self._settings, monitor, agents)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
-        pages = await serve_pages(self._settings.port)
+        self._backstop = Backstop(reconciler, self._queue)
+        metrics.QUEUE_DEPTH.set_function(self._queue.depth)
+        metrics.QUEUE_OVERDUE_SECONDS.set_function(self._queue.overdue_seconds)
+        pages = await serve_pages(self._settings.port, self._health)
         self._closers = [pages.cleanup, session.close, agents.close, api.close]
-        self._tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(_sweep_forever(reconciler))]
-        if self._settings.prometheus_url:
-            prometheus = Prometheus(self._settings.prometheus_url, session)
-            self._tasks.append(asyncio.create_task(monitor.run(prometheus)))
+        self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
+        if self._settings.prometheus.url:
+            connection = Connection(self._settings.prometheus, session)
+            await monitor.look_first(connection)
+            self._tasks.append(asyncio.create_task(monitor.run(connection)))
+            self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
+        self._tasks += [asyncio.create_task(self._queue.run()), asyncio.create_task(self._backstop.run())]
+        self._health.begins(self._queue, self._backstop)
         for task in self._tasks:
             task.add_done_callback(_end_with)
 
@@ -86,8 +97,15 @@ class Operator:
         for close in self._closers:
             await close()
 
-    async def _job_event(self, name: str | None, namespace: str | None, **_: object) -> None:
-        self._visit((namespace or "", name or ""))
+    async def _job_event(self, event: kopf.RawEvent, name: str | None, namespace: str | None, **_: object) -> None:
+        key = (namespace or "", name or "")
+        if self._backstop is not None:
+            if event["type"] == "DELETED":
+                self._backstop.told_gone(key)
+            else:
+                metadata: Any = event["object"]["metadata"]
+                self._backstop.told(key, int(metadata.get("generation") or 0))
+        self._visit(key)
 
     async def _child_event(self, labels: kopf.Labels, namespace: str | None, **_: object) -> None:
         # A plan lives in the operator's namespace and names its job's.
@@ -101,15 +119,6 @@ class Operator:
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
-
-
-async def _sweep_forever(reconciler: Reconciler) -> None:
-    while True:
-        try:
-            await reconciler.sweep()
-        except (ApiRefusal, aiohttp.ClientError, TimeoutError) as error:
-            logger.warning("looking for plans without a job: %s", error)
-        await asyncio.sleep(SWEEP_SECONDS)
 
 
 def _end_with(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""``perseus-operator``: the Deployment's container, and the chart's uninstall hook."""
+"""``perseus-operator``: the Deployment's container, the chart's uninstall hook, and what ``helm test`` runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 
 from perseus_operator.client import ApiRefusal
 from perseus_operator.handlers import run_operator
+from perseus_operator.selftest import SelfTestFailed, selftest
 from perseus_operator.settings import Settings, SettingsError
 from perseus_operator.uninstall import uninstall
 
@@ -16,14 +17,17 @@ from perseus_operator.uninstall import uninstall
 def main() -> int:
     """Run a command; return the exit status."""
     parser = argparse.ArgumentParser(prog="perseus-operator", description="Keeps PerseusJobs.")
-    parser.add_argument("command", choices=["run", "uninstall"])
+    parser.add_argument("command", choices=["run", "uninstall", "selftest"])
     command = parser.parse_args().command
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment()
-        asyncio.run(run_operator(settings) if command == "run" else uninstall(settings))
-    except (SettingsError, ApiRefusal, TimeoutError) as error:
+        if command == "selftest":
+            print("\n".join(asyncio.run(selftest(settings))))
+        else:
+            asyncio.run(run_operator(settings) if command == "run" else uninstall(settings))
+    except (SettingsError, SelfTestFailed, ApiRefusal, TimeoutError) as error:
         print(f"perseus-operator {command}: {error}", file=sys.stderr)
         return 1
     return 0

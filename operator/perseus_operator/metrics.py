@@ -28,8 +28,33 @@ RECONCILE_SECONDS = Histogram(
 )
 RECONCILES = _counter("perseus_operator_reconciles_total", "outcome")
 API_WRITES = _counter("perseus_operator_api_writes_total", "kind", "verb")
+CAUSE_RATIO = _gauge("perseus_job_straggler_cause_ratio", "namespace", "job", "pipeline", "cause", "pod", "node", "gpu")
+ROUND_SECONDS = Histogram(
+    "perseus_operator_straggler_round_seconds",
+    OPERATOR_METRICS["perseus_operator_straggler_round_seconds"],
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+    registry=METRICS,
+)
+CONFIRMATION_SECONDS = Histogram(
+    "perseus_operator_plan_confirmation_seconds",
+    OPERATOR_METRICS["perseus_operator_plan_confirmation_seconds"],
+    buckets=(0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 30.0, 60.0, 120.0),
+    registry=METRICS,
+)
+SOURCE_ERRORS = _counter("perseus_operator_source_errors_total", "source")
 REPLANS = _counter("perseus_operator_replans_total", "reason")
 STRAGGLER_ROUNDS = _counter("perseus_operator_straggler_rounds_total", "outcome")
+VISIT_ERRORS = _counter("perseus_operator_visit_errors_total", "reason")
+API_REQUEST_SECONDS = Histogram(
+    "perseus_operator_api_request_seconds",
+    OPERATOR_METRICS["perseus_operator_api_request_seconds"],
+    ("verb",),
+    registry=METRICS,
+)
+API_REFUSALS = _counter("perseus_operator_api_refusals_total", "code")
+QUEUE_DEPTH = _gauge("perseus_operator_queue_depth")
+QUEUE_OVERDUE_SECONDS = _gauge("perseus_operator_queue_overdue_seconds")
+MISSED_JOBS = _gauge("perseus_operator_missed_jobs")
 BUILD_INFO = _gauge("perseus_operator_build_info", "version")
 
 
@@ -42,10 +67,24 @@ def tell_version() -> None:
     BUILD_INFO.labels(version=running).set(1)
 
 
+_told_causes: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+
+
+def tell_causes(namespace: str, job: str, found: dict[tuple[str, ...], float]) -> None:
+    """Export a job's stragglers: ratios by pipeline, cause, pod, node and gpu; take others' series away."""
+    for labels in _told_causes.pop((namespace, job), set()) - found.keys():
+        _remove(CAUSE_RATIO, namespace, job, *labels)
+    for labels, ratio in found.items():
+        CAUSE_RATIO.labels(namespace, job, *labels).set(ratio)
+    if found:
+        _told_causes[(namespace, job)] = set(found)
+
+
 def forget_job(namespace: str, job: str, pipelines: int) -> None:
     """Take a deleted job's series away."""
     for gauge in (PLAN_GENERATION, SLOWDOWN_RATIO, PREDICTED_SAVINGS):
         _remove(gauge, namespace, job)
+    tell_causes(namespace, job, {})
     for pipeline in range(pipelines):
         _remove(PLANNED_SECONDS, namespace, job, str(pipeline))
 

@@ -63,6 +63,7 @@ def make_plan(
             blocking_power_watts=frontier.blocking_power_watts,
             stage_blocking_power_watts=frontier.stage_blocking_power_watts,
         ),
+        stage_seconds=_seconds_at(frontier, variants),
     )
 
 
@@ -107,6 +108,17 @@ def _objective_plan(objective: Objective, frontier: Frontier) -> RealisedPlan:
     if objective.type is ObjectiveType.MAX_SLOWDOWN:
         return select(frontier, MaximumSlowdown(float(objective.max_slowdown_percent or 0)))
     return select(frontier, NoSlowdown())
+
+
+def _seconds_at(frontier: Frontier, variants: tuple[Variant, ...]) -> tuple[dict[str, dict[int, float]], ...]:
+    """What the agents compare instructions with: at these variants' clocks, at the highest one, and without one."""
+    found = []
+    for stage, table in enumerate(frontier.stage_seconds):
+        used = {0, *frontier.fastest.clocks[stage], *(clock for each in variants for clock in each.clocks[stage])}
+        found.append(
+            {key: {clock: each for clock, each in seconds.items() if clock in used} for key, seconds in table.items()}
+        )
+    return tuple(found)
 
 
 def _variant(name: str, plan: RealisedPlan) -> Variant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,11 @@ from perseus_api.errors import DocumentError
 from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
 from perseus_api.profile import Profile, parse_profile
+
+from perseus_operator.memory import Memory
+
+# Parsed profiles kept in memory: of the models that a cluster trains at one time.
+MAXIMUM_PROFILES = 64
 
 
 class ProfileProblem(Exception):
@@ -62,6 +68,29 @@ class LoadedProfile:
         return len({each.frequency_megahertz for rows in self.profile.measurements.values() for each in rows})
 
 
+class ProfileReader:
+    """Parses profiles, and remembers those that it parsed."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._loaded: Memory[tuple[str, str], LoadedProfile] = Memory(MAXIMUM_PROFILES)
+
+    async def read(self, spec: PerseusJobSpec, config_map: dict[str, Any], source: Source) -> LoadedProfile:
+        """Return the profile in a ConfigMap.
+
+        Raises:
+            ProfileProblem: it is not valid, or does not fit the job.
+        """
+        name = config_map["metadata"]["name"]
+        key = (config_map["metadata"]["uid"], config_map["metadata"]["resourceVersion"])
+        loaded = self._loaded.get(key)
+        if loaded is not None:
+            check_profile(spec, name, loaded.profile)
+            return loaded
+        loaded = await asyncio.to_thread(load_profile, spec, name, config_map, source)
+        return self._loaded.put(key, loaded)
+
+
 def load_profile(
     spec: PerseusJobSpec, name: str, config_map: dict[str, Any] | None, source: Source = Source.GIVEN
 ) -> LoadedProfile:
@@ -93,6 +122,16 @@ def load_profile(
         profile = parse_profile(csv_text, header_text)
     except DocumentError as error:
         raise ProfileProblem(Reason.PROFILE_INVALID, f"ConfigMap {name}: {error}") from None
+    check_profile(spec, name, profile)
+    return LoadedProfile(name, profile, profile_checksum(csv_text, header_text or ""), source)
+
+
+def check_profile(spec: PerseusJobSpec, name: str, profile: Profile) -> None:
+    """Check that a ConfigMap's profile holds what a job needs.
+
+    Raises:
+        ProfileProblem: it does not.
+    """
     stages = spec.parallelism.stages
     if stages > profile.stages:
         raise ProfileProblem(
@@ -108,7 +147,6 @@ def load_profile(
                     f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
                     "clocks or more",
                 )
-    return LoadedProfile(name, profile, profile_checksum(csv_text, header_text or ""), source)
 
 
 def profile_checksum(csv_text: str, header_text: str) -> str:

@@ -1,38 +1,45 @@
-"""Asks Prometheus about all jobs at once: two queries a round, whatever the number of jobs. Bounded, suspicious.
+"""Asks Prometheus about all jobs at once: a few questions a round, whatever the number of jobs. Suspicious.
 
-Nothing that a user writes enters a query, and an answer is only ever numbers by label: what does not look like that
-is left out.
+Nothing that a user writes enters a question of ours, and an answer is only ever numbers by label: what does not look
+like that is left out. Pipeline times are asked for as the agents exported them: a recording rule would show them up to
+one evaluation later. The heavy sums over all GPUs are read from recording rules where Prometheus has them, and
+computed at each question where it has not.
 """
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
+from perseus_api.metrics import RECORDING_RULES_VERSION
 
-from perseus_operator.stragglers import Measurement
+from perseus_operator.measurements import Measurement
+from perseus_operator.transport import Connection, NoAnswer, samples, timed_samples
 
 JobKey = tuple[str, str]
 _SECONDS, _ITERATION = "perseus_pipeline_seconds", "perseus_pipeline_iteration"
 _BEGIN = "perseus_pipeline_iteration_begin_timestamp_seconds"
-_PIPELINES = f'{{__name__=~"{_SECONDS}|{_ITERATION}|{_BEGIN}"}}'
-_GENERATIONS = (
-    'label_replace(min by (namespace, job) (perseus_plan_generation_accepted), "kind", "accepted", "", "")'
-    ' or label_replace(min by (namespace, job) (perseus_plan_generation_active), "kind", "active", "", "")'
-    ' or label_replace(count by (namespace, job) (perseus_plan_generation_active), "kind", "ranks", "", "")'
+_PIPELINES = (
+    f'{{__name__=~"{_SECONDS}|{_ITERATION}|{_BEGIN}"}}'
+    f' or label_replace(timestamp({_ITERATION}), "perseus_kind", "scraped", "", "")'
 )
+_ACCEPTED, _ACTIVE = "perseus_plan_generation_accepted", "perseus_plan_generation_active"
+_RAW_GENERATIONS = " or ".join(
+    f'label_replace(count_values by (namespace, job) ("generation", {name}), "kind", "{kind}", "", "")'
+    for name, kind in ((_ACCEPTED, "accepted"), (_ACTIVE, "active"))
+)
+_RECORDED_GENERATIONS = '{__name__="perseus:plan_generation:ranks"}'
 _ENERGY = (
     'label_replace(sum by (namespace, job) (perseus_gpu_energy_joules_total), "source", "energy", "", "")'
     " or sum by (namespace, job, source) (perseus_gpu_baseline_joules_total)"
 )
-MAXIMUM_ANSWER_BYTES = 64 * 1024 * 1024
-TIMEOUT_SECONDS = 5.0
+_RULES = "perseus:rules:version"
+_RULES_SECONDS = 30.0
+_HISTORY = f"{_SECONDS}[3m]"
+_HISTORY_TIMEOUT_SECONDS = 10.0
 
-
-class NoAnswer(Exception):
-    """Prometheus is not there, or does not answer as it should."""
+__all__ = ["JobEnergy", "JobKey", "JobReport", "NoAnswer", "Prometheus"]
 
 
 @dataclass
@@ -40,16 +47,33 @@ class JobReport:
     """What the agents of a job say together.
 
     Attributes:
-        pipelines: measurements by pipeline.
-        accepted: lowest newest generation of any rank.
-        active: lowest generation that any rank runs.
-        ranks: how many ranks report.
+        pipelines: measurements by pipeline; one pod speaks for each.
+        pods: what every pod says, by pipeline.
+        accepted: how many ranks hold which newest generation.
+        active: how many ranks run which generation.
+        answered_seconds: monotonic time of the answer.
     """
 
     pipelines: dict[int, Measurement] = field(default_factory=dict)
-    accepted: int = 0
-    active: int = 0
-    ranks: int = 0
+    pods: dict[int, list[Measurement]] = field(default_factory=dict)
+    accepted: dict[int, int] = field(default_factory=dict)
+    active: dict[int, int] = field(default_factory=dict)
+    answered_seconds: float = 0.0
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks report."""
+        return sum(self.active.values())
+
+    @property
+    def least_accepted(self) -> int:
+        """The lowest newest generation that a rank holds."""
+        return min(self.accepted, default=0)
+
+    @property
+    def least_active(self) -> int:
+        """The lowest generation that a rank runs."""
+        return min(self.active, default=0)
 
 
 @dataclass
@@ -62,12 +86,17 @@ class JobEnergy:
 
 
 class Prometheus:
-    """A Prometheus server."""
+    """A Prometheus server that scrapes the agents.
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        """Ask the server at a URL."""
-        self._url = url
-        self._session = session
+    Attributes:
+        has_rules: whether it has this version's recording rules; None until asked.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        """Ask over a connection."""
+        self._connection = connection
+        self.has_rules: bool | None = None
+        self._rules_asked = float("-inf")
 
     async def reports(self) -> dict[JobKey, JobReport]:
         """Return what is known of every job.
@@ -75,13 +104,21 @@ class Prometheus:
         Raises:
             NoAnswer: Prometheus does not answer.
         """
+        await self._look_for_rules()
+        question = _RECORDED_GENERATIONS if self.has_rules else _RAW_GENERATIONS
         found: dict[JobKey, JobReport] = {}
-        for labels, value in await self._query(_GENERATIONS):
-            report = found.setdefault(_key(labels), JobReport())
-            if labels.get("kind") in ("accepted", "active", "ranks"):
-                setattr(report, labels["kind"], int(value))
-        for key, pipelines in _pipelines(await self._query(_PIPELINES)).items():
-            found.setdefault(key, JobReport()).pipelines = pipelines
+        for labels, value in samples(await self._connection.ask(question)):
+            generation, kind = labels.get("generation", ""), labels.get("kind")
+            if kind in ("accepted", "active") and _is_whole(generation):
+                report = found.setdefault(_key(labels), JobReport())
+                counts: dict[int, int] = getattr(report, kind)
+                counts[round(float(generation))] = int(value)
+        pipelines = read_pipelines(await self._connection.ask(_PIPELINES))
+        now = time.monotonic()
+        for key, pods in pipelines.items():
+            found.setdefault(key, JobReport()).pods = pods
+        for report in found.values():
+            report.answered_seconds = now
         return found
 
     async def energies(self) -> dict[JobKey, JobEnergy]:
@@ -91,68 +128,93 @@ class Prometheus:
             NoAnswer: Prometheus does not answer.
         """
         found: dict[JobKey, JobEnergy] = {}
-        for labels, value in await self._query(_ENERGY):
+        for labels, value in samples(await self._connection.ask(_ENERGY)):
             energy = found.setdefault(_key(labels), JobEnergy())
             if labels.get("source") in ("energy", "measured", "predicted"):
                 setattr(energy, labels["source"], value)
         return found
 
-    async def _query(self, query: str) -> list[tuple[dict[str, str], float]]:
-        try:
-            async with self._session.post(
-                f"{self._url}/api/v1/query",
-                data={"query": query},
-                timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-            ) as response:
-                if response.status != 200:
-                    raise NoAnswer(f"Prometheus answered {response.status}")
-                if (response.content_length or 0) > MAXIMUM_ANSWER_BYTES:
-                    raise NoAnswer(f"Prometheus's answer has {response.content_length} bytes")
-                answer = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise NoAnswer(f"Prometheus does not answer: {type(error).__name__} {error}") from None
-        return samples(answer)
+    async def history(self) -> dict[JobKey, dict[int, list[float]]]:
+        """Return the last minutes' pipeline times of every job, oldest first: what an operator that starts anew missed.
+
+        Raises:
+            NoAnswer: Prometheus does not answer.
+        """
+        return read_history(await self._connection.ask(_HISTORY, _HISTORY_TIMEOUT_SECONDS))
+
+    async def _look_for_rules(self) -> None:
+        now = time.monotonic()
+        if now - self._rules_asked < _RULES_SECONDS:
+            return
+        found = samples(await self._connection.ask(_RULES))
+        self.has_rules = any(value == RECORDING_RULES_VERSION for _, value in found)
+        self._rules_asked = now
 
 
-def samples(answer: Any) -> list[tuple[dict[str, str], float]]:
-    """Return labels and value of each sample of an instant vector; what is no finite number is left out.
+def read_pipelines(data: Any) -> dict[JobKey, dict[int, list[Measurement]]]:
+    """Return what each pod says of its pipeline.
 
     Raises:
         NoAnswer: this is no answer of Prometheus.
     """
+    by_pod: dict[tuple[str, str, str, str], dict[str, tuple[float, float]]] = {}
+    for labels, value, when in timed_samples(data):
+        place = (labels.get("namespace", ""), labels.get("job", ""), labels.get("pipeline", ""), labels.get("pod", ""))
+        by_pod.setdefault(place, {})[labels.get("__name__") or labels.get("perseus_kind", "")] = (value, when)
+    found: dict[JobKey, dict[int, list[Measurement]]] = {}
+    for (namespace, job, pipeline, pod), values in by_pod.items():
+        number, iteration = _pipeline(pipeline), values.get(_ITERATION)
+        if number is None or iteration is None or not -1 < iteration[0] < 2**53:
+            continue
+        seconds, begin, scraped = values.get(_SECONDS), values.get(_BEGIN), values.get("scraped")
+        measurement = Measurement(
+            seconds=seconds[0] if seconds else None,
+            iteration=int(iteration[0]),
+            begin_seconds=begin[0] if begin else None,
+            scraped_seconds=scraped[0] if scraped else None,
+            age_seconds=max(0.0, iteration[1] - scraped[0]) if scraped else 0.0,
+            pod=pod,
+        )
+        if measurement.is_sound:
+            found.setdefault((namespace, job), {}).setdefault(number, []).append(measurement)
+    return found
+
+
+def read_history(data: Any) -> dict[JobKey, dict[int, list[float]]]:
+    """Return pipeline times of a range vector, oldest first, each measurement once.
+
+    Raises:
+        NoAnswer: this is no answer of Prometheus.
+    """
+    found: dict[JobKey, dict[int, list[float]]] = {}
     try:
-        if answer["status"] != "success" or answer["data"]["resultType"] != "vector":
-            raise NoAnswer("Prometheus refused the query")
-        found = []
-        for sample in answer["data"]["result"]:
-            value = float(sample["value"][1])
-            labels = sample["metric"]
-            if math.isfinite(value) and all(isinstance(each, str) for each in labels.values()):
-                found.append((labels, value))
-        return found
+        if data["resultType"] != "matrix":
+            raise NoAnswer("Prometheus's answer is not a range vector")
+        for series in data["result"]:
+            labels = series["metric"]
+            number = _pipeline(labels.get("pipeline", ""))
+            if number is None:
+                continue
+            times = found.setdefault(_key(labels), {}).setdefault(number, [])
+            for _, text in series["values"]:
+                value = float(text)
+                if 0 < value < 1e6 and (not times or times[-1] != value):
+                    times.append(value)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise NoAnswer("this is no answer of Prometheus") from None
+    return found
 
 
-def _pipelines(found: list[tuple[dict[str, str], float]]) -> dict[JobKey, dict[int, Measurement]]:
-    by_pod: dict[tuple[JobKey, int, str], dict[str, float]] = {}
-    for labels, value in found:
-        number = labels.get("pipeline", "")
-        if number.isdigit() and len(number) < 7:
-            place = (_key(labels), int(number), labels.get("pod", ""))
-            by_pod.setdefault(place, {})[labels.get("__name__", "")] = value
-    newest: dict[JobKey, dict[int, Measurement]] = {}
-    for (key, pipeline, _), values in by_pod.items():
-        iteration = values.get(_ITERATION)
-        begin = values.get(_BEGIN)
-        if iteration is None or begin is None:
-            continue
-        measurement = Measurement(values.get(_SECONDS), int(iteration), begin)
-        known = newest.setdefault(key, {}).get(pipeline)
-        # A dead pod's last words may still show: the living one began its iteration later.
-        if measurement.is_sound and (known is None or measurement.begin_seconds > known.begin_seconds):
-            newest[key][pipeline] = measurement
-    return newest
+def _pipeline(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return 0 <= value < 2**53 and value == int(value)
 
 
 def _key(labels: dict[str, str]) -> JobKey:

@@ -31,7 +31,7 @@ from perseus_operator.steps.telling import tell_profile
 from perseus_operator.steps.workload import bring_about_workload
 from perseus_operator.visit import Visit
 
-WAITING_SECONDS = 2.0
+WAITING_SECONDS, LONGEST_WAITING_SECONDS = 2.0, 30.0
 STEADY_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
 
@@ -49,6 +49,7 @@ class Reconciler:
         self._pods = ProfilingPods(api)
         self._plan = PlanStep(api, settings, monitor, agents)
         self._status = StatusStep(api, monitor)
+        self._waits: dict[JobKey, int] = {}
 
     async def visit(self, key: JobKey) -> float | None:
         """Visit a job; return after how many seconds to come again, None if it is gone.
@@ -61,6 +62,7 @@ class Reconciler:
         try:
             job = await self._api.get(PERSEUS_JOB, *key)
             if job is None:
+                await self._withdraw(key)
                 self.forget(key)
                 outcome = "settled"
                 return None
@@ -73,34 +75,56 @@ class Reconciler:
             visit.story.finish()
             await self._status.write(visit)
             outcome = "settled" if visit.settled else "waiting"
-            return STEADY_SECONDS if visit.settled else WAITING_SECONDS
+            return WAITING_SECONDS if visit.measuring else self._pause(key, visit.settled)
         finally:
             metrics.RECONCILES.labels(outcome=outcome).inc()
             metrics.RECONCILE_SECONDS.observe(time.monotonic() - begin)
+
+    def _pause(self, key: JobKey, settled: bool) -> float:
+        """Return the seconds to the next visit: what nobody tells of is looked for more and more seldom."""
+        if settled:
+            self._waits.pop(key, None)
+            return STEADY_SECONDS
+        waits = self._waits[key] = self._waits.get(key, 0) + 1
+        return min(LONGEST_WAITING_SECONDS, WAITING_SECONDS * 1.5 ** (waits - 1))
 
     def forget(self, key: JobKey) -> None:
         """Forget a job that is gone."""
         watched = self._monitor.find(key)
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
-        self._frontier.forget(key)
         self._profile.forget(key)
         self._status.forget(key)
+        self._waits.pop(key, None)
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> list[Document]:
         """Delete plans whose jobs are gone: an operator that was away when a finalizer was forced off.
+
+        Returns:
+            all jobs that are there.
 
         Raises:
             ApiRefusal: the API server refused.
         """
         selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
-        for plan in await self._api.find(CONFIG_MAP, self._settings.namespace, selector):
+        # Plans first: a job that is not there afterwards was not there when its plan was seen, or is gone since.
+        plans = await self._api.find(CONFIG_MAP, self._settings.namespace, selector)
+        jobs = await self._api.find(PERSEUS_JOB, "")
+        uids = {(job["metadata"]["namespace"], job["metadata"]["name"]): job["metadata"]["uid"] for job in jobs}
+        for plan in plans:
             labels = plan["metadata"].get("labels") or {}
-            namespace, name = labels.get(names.LABEL_JOB_NAMESPACE, ""), labels.get(names.LABEL_JOB, "")
-            job = await self._api.get(PERSEUS_JOB, namespace, name) if namespace and name else None
-            if job is None or job["metadata"]["uid"] != labels.get(names.LABEL_JOB_UID):
+            key = labels.get(names.LABEL_JOB_NAMESPACE, ""), labels.get(names.LABEL_JOB, "")
+            if uids.get(key, "") != labels.get(names.LABEL_JOB_UID):
                 logger.info("plan %s belongs to no job", plan["metadata"]["name"])
-                await self._api.delete(CONFIG_MAP, self._settings.namespace, plan["metadata"]["name"])
+                await self._api.delete(CONFIG_MAP, self._settings.namespace, plan["metadata"]["name"], plan)
+        return jobs
+
+    async def _withdraw(self, key: JobKey) -> None:
+        """Somebody forced our finalizer off: the plan must not outlive the job."""
+        name = names.plan_config_map_name(*key)
+        plan = await self._api.get(CONFIG_MAP, self._settings.namespace, name)
+        if plan is not None:
+            await self._api.delete(CONFIG_MAP, self._settings.namespace, name, plan)
 
     async def _release(self, key: JobKey, job: Document) -> None:
         """The job is being deleted: withdraw its plan, then let it go. Its children are the garbage collector's."""

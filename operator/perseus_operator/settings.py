@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perseus_operator.transport import PrometheusAddress
+
 DEFAULT_PORT = 9411
 
 
@@ -19,7 +21,7 @@ class Settings:
 
     Attributes:
         namespace: the operator's own, where the plans are.
-        prometheus_url: where pipeline times are asked for; empty: stragglers are not seen.
+        prometheus: where pipeline times are asked for; with an empty URL stragglers are not seen.
         optimiser_image: image of the optimisation pod.
         image_pull_policy: of the optimisation pod.
         port: of metrics and health.
@@ -27,7 +29,7 @@ class Settings:
     """
 
     namespace: str
-    prometheus_url: str
+    prometheus: PrometheusAddress
     optimiser_image: str
     image_pull_policy: str
     port: int
@@ -49,9 +51,29 @@ class Settings:
             raise SettingsError(f"PERSEUS_METRICS_PORT must be a port number, not {port[:40]!r}")
         return cls(
             namespace=namespace,
-            prometheus_url=given.get("PERSEUS_PROMETHEUS_URL", "").rstrip("/"),
+            prometheus=_prometheus(given),
             optimiser_image=given.get("PERSEUS_OPTIMISER_IMAGE", ""),
             image_pull_policy=given.get("PERSEUS_IMAGE_PULL_POLICY", "IfNotPresent"),
             port=int(port),
             deployment=given.get("PERSEUS_OPERATOR_DEPLOYMENT", ""),
         )
+
+
+def _prometheus(given: Mapping[str, str]) -> PrometheusAddress:
+    url = given.get("PERSEUS_PROMETHEUS_URL", "").rstrip("/")
+    if url and not url.startswith(("http://", "https://")):
+        raise SettingsError("PERSEUS_PROMETHEUS_URL must begin with http:// or https://")
+    if "@" in url.partition("//")[2].partition("/")[0]:
+        raise SettingsError("PERSEUS_PROMETHEUS_URL must not carry a password: use prometheus.basicAuth in the chart")
+    address = PrometheusAddress(
+        url=url,
+        ca_file=given.get("PERSEUS_PROMETHEUS_CA_FILE", ""),
+        token_file=given.get("PERSEUS_PROMETHEUS_TOKEN_FILE", ""),
+        user_file=given.get("PERSEUS_PROMETHEUS_USER_FILE", ""),
+        password_file=given.get("PERSEUS_PROMETHEUS_PASSWORD_FILE", ""),
+    )
+    if address.token_file and address.user_file:
+        raise SettingsError("PERSEUS_PROMETHEUS_TOKEN_FILE and PERSEUS_PROMETHEUS_USER_FILE: set one of them")
+    if bool(address.user_file) != bool(address.password_file):
+        raise SettingsError("PERSEUS_PROMETHEUS_USER_FILE and PERSEUS_PROMETHEUS_PASSWORD_FILE: set both or neither")
+    return address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from perseus_api import names
@@ -12,6 +13,7 @@ from perseus_api.plan import Plan
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
 from perseus_operator.profiles import LoadedProfile
 from perseus_operator.prometheus import JobEnergy
+from perseus_operator.visit import StragglerFinding
 
 FRONTIER_POINTS = 8
 Document = dict[str, Any]
@@ -20,10 +22,29 @@ _BAD = {
     Reason.OPTIMISATION_FAILED, Reason.PROFILING_FAILED, Reason.TEMPLATE_REFUSED, Reason.TRAINING_FAILED,
     Reason.PLAN_REFUSED,
 }  # fmt: skip
+# Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
+ON_ITS_WAY = frozenset({Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.WAITING})
+_MAXIMUM_EVENT_MESSAGE = 1000
 
 
-def event(job: Document, condition: Condition, reason: Reason, message: str, now: str) -> Document:
-    """Return the event that tells a condition's change."""
+def events(job: Document, changed: Sequence[tuple[Condition, Reason, str]], now: str) -> list[Document]:
+    """Return the events that tell what changed in one visit: one for each trouble, one for everything else together.
+
+    The common event has the reason of the furthest condition.
+    """
+    found = [
+        _event(job, reason, f"{condition.value}: {message}", now)
+        for condition, reason, message in changed
+        if reason in _BAD
+    ]
+    good = [each for each in changed if each[1] not in _BAD]
+    if good:
+        words = "; ".join(f"{condition.value}: {message}" for condition, _, message in good)
+        found.append(_event(job, good[-1][1], words, now))
+    return found
+
+
+def _event(job: Document, reason: Reason, message: str, now: str) -> Document:
     metadata: dict[str, Any] = job["metadata"]
     return {
         "apiVersion": "v1",
@@ -38,7 +59,7 @@ def event(job: Document, condition: Condition, reason: Reason, message: str, now
         },
         "type": "Warning" if reason in _BAD else "Normal",
         "reason": reason.value,
-        "message": f"{condition.value}: {message}",
+        "message": message[:_MAXIMUM_EVENT_MESSAGE],
         "source": {"component": names.MANAGED_BY},
         "reportingComponent": names.MANAGED_BY,
         "reportingInstance": names.MANAGED_BY,
@@ -88,12 +109,19 @@ def profile_status(profile: LoadedProfile) -> Document:
     return told
 
 
-def straggler_status(plan: Plan, stragglers: Stragglers) -> list[Document]:
-    """Return the slow pipelines for the status, observed over planned time in thousandths."""
+def straggler_status(findings: list[StragglerFinding]) -> list[Document]:
+    """Return the slow pipelines for the status: observed over planned time in thousandths, cause and place."""
     found = []
-    for index in stragglers.pipelines[:64]:
-        slowdown = stragglers.deadline_seconds / planned_seconds(plan, index) - 1
-        found.append({"pipeline": index, "slowdownPermille": max(0, min(1_000_000, round(1000 * slowdown)))})
+    for each in findings[:64]:
+        place = {"pod": each.finding.pod, "node": each.node, "gpu": each.finding.gpu}
+        found.append(
+            {
+                "pipeline": each.pipeline,
+                "slowdownPermille": max(0, min(1_000_000, round(1000 * (each.ratio - 1)))),
+                "cause": each.finding.cause.value,
+                **{name: value for name, value in place.items() if value},
+            }
+        )
     return found
 
 

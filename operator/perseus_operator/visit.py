@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
 
+from perseus_operator.causes import Finding
 from perseus_operator.children import Document
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile
+
+
+@dataclass(frozen=True)
+class StragglerFinding:
+    """A straggler as it is told.
+
+    Attributes:
+        pipeline: index.
+        ratio: measured (or announced) over planned time.
+        finding: cause, pod and GPU.
+        node: that the pod runs on; empty where it is not known.
+    """
+
+    pipeline: int
+    ratio: float
+    finding: Finding
+    node: str
 
 
 @dataclass
@@ -24,8 +42,10 @@ class Visit:
         story: its conditions.
         plan: that holds, once known.
         stragglers: the situation that the plan is made for.
+        findings: of the stragglers, the slowest first.
         profile: once loaded.
         frontier: once computed.
+        measuring: whether a sweep goes on, which no event tells of either: it is looked at steadily.
         settled: whether nothing is on its way that no event would tell of.
     """
 
@@ -34,6 +54,8 @@ class Visit:
     story: Story
     plan: Plan | None = None
     stragglers: Stragglers | None = None
+    findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
     frontier: Frontier | None = None
+    measuring: bool = False
     settled: bool = True

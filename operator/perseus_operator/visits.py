@@ -1,18 +1,23 @@
 """Which jobs to visit, and when: each at most once at a time, the earliest wish wins, failures back off.
 
-Level-based: a visit asks nothing about why it was wanted.
+Level-based: a visit asks nothing about why it was wanted. The queue is a heap with entries left behind: whoever is
+wanted earlier is pushed again, and an entry whose time is no longer the job's is passed over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from collections.abc import Awaitable, Callable
+
+from perseus_operator import metrics
+from perseus_operator.client import ApiRefusal
 
 JobKey = tuple[str, str]  # namespace, name
 Visit = Callable[[JobKey], Awaitable[float | None]]
 WORKERS = 8
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 60.0
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -23,7 +28,8 @@ class VisitQueue:
         """Visit by a function that returns the seconds after which to come again, None for not."""
         self._visit = visit
         self._due: dict[JobKey, float] = {}
-        self._running: set[JobKey] = set()
+        self._heap: list[tuple[float, JobKey]] = []
+        self._running: dict[JobKey, float] = {}
         self._failures: dict[JobKey, int] = {}
         self._wake = asyncio.Event()
 
@@ -32,44 +38,74 @@ class VisitQueue:
         due = asyncio.get_running_loop().time() + delay_seconds
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
+            heapq.heappush(self._heap, (due, key))
             self._wake.set()
 
-    def forget(self, key: JobKey) -> None:
-        """Visit a job no more, unless it is added again."""
-        self._due.pop(key, None)
-        self._failures.pop(key, None)
+    def overdue_seconds(self) -> float:
+        """Return for how long the longest waiting visit has been due; 0 if none is."""
+        now = asyncio.get_running_loop().time()
+        waiting = (due for key, due in self._due.items() if key not in self._running)
+        return max(0.0, now - min(waiting, default=now))
+
+    def longest_visit_seconds(self) -> float:
+        """Return for how long the oldest of the running visits has been running; 0 if none is."""
+        now = asyncio.get_running_loop().time()
+        return now - min(self._running.values(), default=now)
+
+    def depth(self) -> int:
+        """Return how many visits are due and wait for a worker."""
+        now = asyncio.get_running_loop().time()
+        return sum(due <= now for key, due in self._due.items() if key not in self._running)
 
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                now = asyncio.get_running_loop().time()
-                ready = [key for key, due in self._due.items() if due <= now and key not in self._running]
-                for key in ready[: max(0, WORKERS - len(self._running))]:
-                    del self._due[key]
-                    self._running.add(key)
-                    group.create_task(self._work(key))
-                waiting = [due for key, due in self._due.items() if key not in self._running]
-                busy = len(self._running) >= WORKERS
-                pause = None if busy or not waiting else max(0.0, min(waiting) - now)
+                pause = self._begin_due(group)
                 try:
                     await asyncio.wait_for(self._wake.wait(), pause)
                 except TimeoutError:
                     continue
+
+    def _begin_due(self, group: asyncio.TaskGroup) -> float | None:
+        """Begin what is due; return the seconds until the next is, None if somebody will wake us."""
+        now = asyncio.get_running_loop().time()
+        held: list[tuple[float, JobKey]] = []
+        pause = None
+        while self._heap and len(self._running) < WORKERS:
+            due, key = self._heap[0]
+            if due > now:
+                pause = due - now
+                break
+            heapq.heappop(self._heap)
+            if self._due.get(key) != due:
+                continue
+            if key in self._running:
+                held.append((due, key))
+                continue
+            del self._due[key]
+            self._running[key] = now
+            group.create_task(self._work(key))
+        for entry in held:
+            heapq.heappush(self._heap, entry)
+        return pause
 
     async def _work(self, key: JobKey) -> None:
         try:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
-            logger.warning("%s/%s: %s: %s; again in %.1f s", *key, type(error).__name__, error, pause)
-            self._running.discard(key)
+            pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+            reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
+            metrics.VISIT_ERRORS.labels(reason=reason).inc()
+            told = {"namespace": key[0], "job": key[1], "reason": reason}
+            logger.warning("%s/%s: %s: %s; again in %.1f s", *key, type(error).__name__, error, pause, extra=told)
+            self._running.pop(key, None)
             self.add(key, pause)
         else:
             self._failures.pop(key, None)
-            self._running.discard(key)
+            self._running.pop(key, None)
             if again is not None:
                 self.add(key, again)
         self._wake.set()

@@ -11,6 +11,7 @@ from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
 from perseus_api.profile import Profile
 
 from perseus_planner.costs import NANOSECONDS
+from perseus_planner.durations import stage_seconds
 from perseus_planner.errors import PlanningError
 from perseus_planner.objective import Deadline, MaximumSlowdown, MinimumEnergy, Objective, PowerBudget, Straggler
 from perseus_planner.pipeline import Pipeline
@@ -134,6 +135,7 @@ def frontier(
     if len(times) > MAXIMUM_BREAKPOINTS:
         times = times[np.unique(np.linspace(0, len(times) - 1, MAXIMUM_BREAKPOINTS).astype(np.int64))]
     alike = len(set(problem.watts)) == 1
+    fastest, realised = problem.fastest(swept), _plans(problem, swept, targets, search_steps)
     return Frontier(
         shape=PipelineShape(
             stages=pipeline.stages,
@@ -147,9 +149,10 @@ def frontier(
         order=tuple("".join(step.instruction.code for step in order) for order in problem.orders),
         microbatches=tuple(tuple(step.microbatch for step in order) for order in problem.orders),
         chunks=tuple(tuple(step.chunk for step in order) for order in problem.orders) if pipeline.chunks > 1 else (),
-        fastest=problem.fastest(swept),
+        fastest=fastest,
         fastest_stage_joules=problem.fastest_stage_joules(),
-        plans=_plans(problem, swept, targets, search_steps),
+        plans=realised,
+        stage_seconds=stage_seconds(problem, (fastest, *realised)),
         breakpoint_seconds=tuple((times / NANOSECONDS).tolist()),
         breakpoint_joules=tuple(problem.bound_joules(swept, float(each)) for each in times),
         tool_version=_version(),

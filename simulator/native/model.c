@@ -202,6 +202,9 @@ static void step_to(psim_node *node, int gpu, double time_seconds) {
     double watts = power_at(node, gpu, clock);
     if (simulated > 0) {
         device->energy_joules += watts * simulated;
+        uint64_t reasons = model_event_reasons(node, gpu);
+        if (reasons & REASON_POWER_CAP) device->capped_seconds += simulated;
+        if (reasons & REASON_SOFTWARE_THERMAL) device->hot_seconds += simulated;
         if (running) device->busy_seconds += simulated;
     }
     device->integrated_seconds = time_seconds;

@@ -46,8 +46,23 @@ int psim_status(psim_node *node, int gpu, psim_gpu_status *status) {
     status->power_watts = model_power_watts(node, gpu);
     status->temperature_celsius = model_temperature(node, gpu);
     status->busy_seconds = device->busy_seconds;
+    status->capped_seconds = device->capped_seconds;
+    status->hot_seconds = device->hot_seconds;
     status->faults = device->faults;
     status->calls = device->calls;
+    state_unlock(device);
+    return PSIM_OK;
+}
+
+int psim_clock_calls(psim_node *node, int gpu, uint64_t from, psim_clock_call *calls, int space, int *count) {
+    if (!known(node, gpu) || space < 0) return PSIM_ERROR_ARGUMENT;
+    gpu_state *device = &node->state->gpus[gpu];
+    int result = state_lock(device);
+    if (result != PSIM_OK) return result;
+    uint64_t oldest = device->logged > PSIM_CALL_LOG ? device->logged - PSIM_CALL_LOG : 0;
+    *count = 0;
+    for (uint64_t next = from > oldest ? from : oldest; next < device->logged && *count < space; next++)
+        calls[(*count)++] = device->log[next % PSIM_CALL_LOG];
     state_unlock(device);
     return PSIM_OK;
 }

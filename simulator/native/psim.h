@@ -10,7 +10,7 @@
 
 #define PSIM_API __attribute__((visibility("default")))
 
-enum { PSIM_MAX_GPUS = 64, PSIM_MAX_CLIENTS = 16, PSIM_NAME_LENGTH = 96, PSIM_UUID_LENGTH = 48 };
+enum { PSIM_MAX_GPUS = 64, PSIM_MAX_CLIENTS = 16, PSIM_NAME_LENGTH = 96, PSIM_UUID_LENGTH = 48, PSIM_CALL_LOG = 512 };
 
 /* Results of every function; negative results are errors. */
 typedef enum {
@@ -31,7 +31,8 @@ typedef enum {
     PSIM_FAULT_NOT_SUPPORTED = 1 << 2, /* setting clocks answers NOT_SUPPORTED */
     PSIM_FAULT_UNKNOWN = 1 << 3,       /* setting clocks answers UNKNOWN */
     PSIM_FAULT_MIG = 1 << 4,           /* the GPU says it is in MIG mode */
-    PSIM_FAULT_INIT_UNKNOWN = 1 << 5   /* of the node (gpu -1): nvmlInit answers UNKNOWN */
+    PSIM_FAULT_VGPU = 1 << 5,          /* the GPU says it is a virtual one */
+    PSIM_FAULT_NO_MIG = 1 << 6         /* asking for the MIG mode answers NOT_SUPPORTED, as a device that knows none */
 } psim_fault;
 
 typedef struct {
@@ -83,6 +84,16 @@ typedef struct {
     uint64_t reads;                /* every other query */
 } psim_call_counts;
 
+/* One NVML call that set or reset clocks, in the order in which the device took them. */
+typedef struct {
+    uint64_t sequence;              /* from 0, for each GPU */
+    uint64_t received_nanoseconds;  /* CLOCK_MONOTONIC when the call entered the library */
+    int32_t locked;                 /* 0: a reset */
+    int32_t lowest_megahertz;
+    int32_t highest_megahertz;
+    int32_t result;                 /* NVML's */
+} psim_clock_call;
+
 typedef struct {
     char uuid[PSIM_UUID_LENGTH];
     int32_t index;
@@ -103,6 +114,8 @@ typedef struct {
     double power_watts;
     double temperature_celsius;
     double busy_seconds;           /* simulated seconds with a kernel in progress */
+    double capped_seconds;         /* simulated seconds in which the power cap held the clock down */
+    double hot_seconds;            /* simulated seconds in which heat slowed the device */
     psim_faults faults;
     psim_call_counts calls;
 } psim_gpu_status;
@@ -125,6 +138,8 @@ PSIM_API void psim_close(psim_node *node);
 PSIM_API int psim_read_config(psim_node *node, psim_config *config);
 PSIM_API int psim_status(psim_node *node, int gpu, psim_gpu_status *status);
 PSIM_API int psim_read_init_fault(psim_node *node);
+/* The GPU's clock calls from a sequence number on, oldest first; those older than PSIM_CALL_LOG calls are forgotten. */
+PSIM_API int psim_clock_calls(psim_node *node, int gpu, uint64_t from, psim_clock_call *calls, int space, int *count);
 
 /* Faults. psim_inject replaces all faults of a GPU; psim_foreign_lock acts as somebody else's program would. */
 PSIM_API int psim_inject(psim_node *node, int gpu, const psim_faults *faults);

@@ -58,10 +58,14 @@ typedef struct {
     double energy_joules;
     double published_joules;
     double busy_seconds;
+    double capped_seconds;
+    double hot_seconds;
     uint64_t clock_changes;
     uint64_t kernels;
     psim_faults faults;
     psim_call_counts calls;
+    uint64_t logged; /* clock calls so far; the last PSIM_CALL_LOG of them are in the ring */
+    psim_clock_call log[PSIM_CALL_LOG];
     client_slot clients[PSIM_MAX_CLIENTS];
 } gpu_state;
 

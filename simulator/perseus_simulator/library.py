@@ -17,6 +17,7 @@ LIBRARY_NAME = "libnvidia-ml.so.1"
 INSTALLED_LIBRARY = Path("/opt/perseus/share/native") / LIBRARY_NAME
 CHECKOUT_LIBRARY = Path(__file__).resolve().parent.parent / "native" / "build" / LIBRARY_NAME
 MAXIMUM_GPUS = 64
+CLOCK_CALL_LOG = 512  # PSIM_CALL_LOG
 
 
 class SimulatorError(Exception):
@@ -86,6 +87,19 @@ class CallCounts(Structure):
     ]
 
 
+class ClockCallEntry(Structure):
+    """psim_clock_call."""
+
+    _fields_ = [
+        ("sequence", c_uint64),
+        ("received_nanoseconds", c_uint64),
+        ("locked", c_int32),
+        ("lowest_megahertz", c_int32),
+        ("highest_megahertz", c_int32),
+        ("result", c_int32),
+    ]
+
+
 class Status(Structure):
     """psim_gpu_status."""
 
@@ -109,6 +123,8 @@ class Status(Structure):
         ("power_watts", c_double),
         ("temperature_celsius", c_double),
         ("busy_seconds", c_double),
+        ("capped_seconds", c_double),
+        ("hot_seconds", c_double),
         ("faults", Faults),
         ("calls", CallCounts),
     ]
@@ -131,6 +147,7 @@ _SIGNATURES: dict[str, list[object]] = {
     "psim_open": [c_char_p, POINTER(c_void_p)],
     "psim_read_config": [c_void_p, POINTER(Config)],
     "psim_status": [c_void_p, c_int, POINTER(Status)],
+    "psim_clock_calls": [c_void_p, c_int, c_uint64, POINTER(ClockCallEntry), c_int, POINTER(c_int)],
     "psim_inject": [c_void_p, c_int, POINTER(Faults)],
     "psim_inject_init_unknown": [c_void_p, c_int],
     "psim_foreign_lock": [c_void_p, c_int, c_int, c_int],

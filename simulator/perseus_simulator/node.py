@@ -16,8 +16,10 @@ from perseus_api.instructions import Instruction
 from perseus_api.profile import Profile
 
 from perseus_simulator.library import (
+    CLOCK_CALL_LOG,
     MAXIMUM_GPUS,
     CallCounts,
+    ClockCallEntry,
     Config,
     Faults,
     KernelResult,
@@ -28,7 +30,7 @@ from perseus_simulator.library import (
     load,
 )
 
-_FLAGS = {"lost": 1, "no_permission": 2, "not_supported": 4, "unknown": 8, "mig": 16}
+_FLAGS = {"lost": 1, "no_permission": 2, "not_supported": 4, "unknown": 8, "mig": 16, "vgpu": 32, "no_mig": 64}
 LOWEST_CLOCK_MEGAHERTZ, CLOCK_STEP_MEGAHERTZ = 210, 15  # of an A100
 
 
@@ -39,6 +41,8 @@ class GpuStatus:
     Attributes:
         held_clock_megahertz: what NVML answers as the SM clock.
         energy_joules: true energy; `published_joules` is what NVML's counter shows.
+        capped_seconds: simulated time in which the power cap held the clock down.
+        hot_seconds: simulated time in which heat slowed the device.
         calls: NVML calls so far, by kind.
     """
 
@@ -55,9 +59,28 @@ class GpuStatus:
     published_joules: float
     power_watts: float
     temperature_celsius: float
+    capped_seconds: float
+    hot_seconds: float
     slowdown: float
     fault_flags: int
     calls: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockCall:
+    """One NVML call that set or reset a GPU's clocks.
+
+    Attributes:
+        sequence: from 0, in the order in which the device took them.
+        received_nanoseconds: ``time.monotonic_ns()`` when the call entered the library.
+        clock_range: lowest and highest clock in MHz, None for a reset.
+        result: NVML's return code, 0 if it was accepted.
+    """
+
+    sequence: int
+    received_nanoseconds: int
+    clock_range: tuple[int, int] | None
+    result: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,8 @@ class SimulatedGpu:
             published_joules=raw.published_joules,
             power_watts=raw.power_watts,
             temperature_celsius=raw.temperature_celsius,
+            capped_seconds=raw.capped_seconds,
+            hot_seconds=raw.hot_seconds,
             slowdown=raw.faults.slowdown,
             fault_flags=raw.faults.flags,
             calls={name: getattr(raw.calls, name) for name, *_ in CallCounts._fields_},
@@ -116,6 +141,23 @@ class SimulatedGpu:
         """NVML calls that reached this GPU, by kind."""
         return self.status().calls
 
+    def clock_calls(self, since: int = 0) -> list[ClockCall]:
+        """Return the calls that set or reset clocks from a sequence number on; only the newest 512 are kept."""
+        entries, count = (ClockCallEntry * CLOCK_CALL_LOG)(), ctypes.c_int()
+        check(
+            load().psim_clock_calls(self._node.handle, self.index, since, entries, CLOCK_CALL_LOG, ctypes.byref(count)),
+            self.uuid,
+        )
+        return [
+            ClockCall(
+                each.sequence,
+                each.received_nanoseconds,
+                (each.lowest_megahertz, each.highest_megahertz) if each.locked else None,
+                each.result,
+            )
+            for each in entries[: count.value]
+        ]
+
     def inject(
         self,
         *,
@@ -127,6 +169,8 @@ class SimulatedGpu:
         not_supported: bool = False,
         unknown: bool = False,
         mig: bool = False,
+        vgpu: bool = False,
+        no_mig: bool = False,
     ) -> None:
         """Replace all faults of the GPU.
 
@@ -139,6 +183,8 @@ class SimulatedGpu:
             not_supported: setting clocks answers NOT_SUPPORTED.
             unknown: setting clocks answers UNKNOWN.
             mig: the GPU says it is in MIG mode.
+            vgpu: the GPU says it is a virtual one.
+            no_mig: asking for the MIG mode answers NOT_SUPPORTED, as a device that knows none.
 
         Raises:
             SimulatorError: a number is out of range.
@@ -149,6 +195,8 @@ class SimulatedGpu:
             "not_supported": not_supported,
             "unknown": unknown,
             "mig": mig,
+            "vgpu": vgpu,
+            "no_mig": no_mig,
         }
         flags = sum(bit for name, bit in _FLAGS.items() if given[name])
         faults = Faults(flags, 0, slowdown, power_cap_watts, call_latency_seconds)
@@ -219,7 +267,7 @@ class SimulatedNode:
             profile: times and energies of the instructions by clock, and the blocking power.
             gpus: how many.
             time_scale: simulated seconds in a real second.
-            administrators_only: setting clocks needs root, as on a real driver.
+            administrators_only: setting clocks needs CAP_SYS_ADMIN, as on a real driver.
             clock_change_delay_seconds: from the NVML call to the clock in force, simulated.
             counter_refresh_seconds: how often the energy counter moves, simulated.
             idle_watts: power of a GPU that no process has open.

@@ -64,6 +64,7 @@ class Kubelet(services.PodResourcesListerServicer):
     def __init__(self, folder: Path) -> None:
         """Serve in a folder."""
         self.devices: list[tuple[str, str, str]] = []  # pod, resource, device
+        self.dynamic: list[tuple[str, str, str, str, str | None]] = []  # pod, driver, pool, device, share
         self._server = grpc.server(ThreadPoolExecutor(2))
         services.add_PodResourcesListerServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{folder / 'kubelet.sock'}")
@@ -84,6 +85,29 @@ class Kubelet(services.PodResourcesListerServicer):
                     ],
                 )
                 for pod, resource, device in self.devices
+            ]
+            + [
+                messages.PodResources(
+                    namespace="research",
+                    name=pod,
+                    containers=[
+                        messages.ContainerResources(
+                            name="trainer",
+                            dynamic_resources=[
+                                messages.DynamicResource(
+                                    claim_name="gpu",
+                                    claim_namespace="research",
+                                    claim_resources=[
+                                        messages.ClaimResource(
+                                            driver_name=driver, pool_name=pool, device_name=device, share_id=share
+                                        )
+                                    ],
+                                )
+                            ],
+                        )
+                    ],
+                )
+                for pod, driver, pool, device, share in self.dynamic
             ]
         )
 

@@ -10,20 +10,23 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
-from perseus_daemonset.measuring.reporter import Reporter
-from perseus_daemonset.measuring.sampler import Sampler
-from perseus_daemonset.metrics import METRICS, AgentCollector
+from perseus_daemonset.latency import METRICS
+from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.ownership import PodResources
-from perseus_daemonset.plans import PlanStore
-from perseus_daemonset.pods import Pod, PodTable
-from perseus_daemonset.registry import Registry
-from perseus_daemonset.release import release_journalled
-from perseus_daemonset.server import Server
+from perseus_daemonset.pod_resources import PodResources
+from perseus_daemonset.pods import Pod
 from prometheus_client import generate_latest
+
+
+def slices(folder: Path) -> list[dict[str, Any]]:
+    """The node's ResourceSlices, which a test writes into a file."""
+    path = folder / "slices.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
 
 
 def main() -> None:
@@ -31,51 +34,41 @@ def main() -> None:
     folder = Path(sys.argv[1])
     journal = Journal(folder / "journal")
     with sole_holder(folder / "journal"):
-        nvml = Nvml()
-        release_journalled(journal, nvml)
-        plans, pods = PlanStore(), PodTable()
-        registry = Registry(nvml, journal, plans, float(sys.argv[2]))
-        pods.on_gone = registry.pod_gone
-        METRICS.register(AgentCollector(registry, plans))
-        reporter, sampler = Reporter(registry, nvml), Sampler(registry.leases)
-        sampler.start()
-        server = Server(
+        agent = NodeAgent(Nvml(), journal, float(sys.argv[2]))
+        # The kernel's credentials are real; only the control groups of the test's processes are written by it.
+        agent.serve(
             folder / "agent.sock",
-            registry,
-            pods,
             PodResources(folder).claims,
-            # The kernel's credentials are real; only the control groups of the test's processes are written by it.
-            lambda connection: identify(connection, folder / "proc"),
+            lambda: slices(folder),
+            lambda peer: identify(peer, folder / "proc"),
         )
-        server.start()
         print("{}", flush=True)
         for line in sys.stdin:
             command = json.loads(line)
             match command["do"]:
                 case "pod":
-                    pods.put(Pod(**command["pod"]))
+                    agent.pods.put(Pod(**command["pod"]))
                 case "gone":
-                    pods.remove(command["uid"])
+                    agent.pods.remove(command["uid"])
                 case "plan":
-                    plans.put(command["name"], ("research", "gpt"), base64.b64decode(command["data"]))
+                    agent.plans.put(command["name"], ("research", "gpt"), base64.b64decode(command["data"]))
                 case "withdraw":
-                    plans.remove(command["name"])
+                    agent.plans.remove(command["name"])
                 case "measurements":
-                    print(json.dumps({"page": reporter.page("research", "gpt").decode()}), flush=True)
+                    print(json.dumps({"page": agent.measurements("research", "gpt").decode()}), flush=True)
                     continue
                 case "stop":
                     break
             answer = {
-                "leases": len(registry.leases()),
-                "refusals": registry.refusals,
-                "rejected": [[*key, count] for key, count in plans.rejected.items()],
+                "leases": len(agent.registry.leases()),
+                "refusals": agent.registry.refusals,
+                "rejected": [[*key, count] for key, count in agent.plans.rejected.items()],
                 "metrics": generate_latest(METRICS).decode(),
+                "report": json.loads(agent.report()),
+                "healthy": agent.healthy(),
             }
             print(json.dumps(answer), flush=True)
-        server.close()
-        sampler.stop()
-        registry.end_all()
-        release_journalled(journal, nvml)
+        agent.end()
 
 
 if __name__ == "__main__":

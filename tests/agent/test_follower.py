@@ -65,13 +65,38 @@ def test_a_new_generation_never_changes_the_clock_within_an_iteration() -> None:
     assert iteration(follower, 5)[0] == 210
 
 
-def test_a_mismatch_unlocks_for_the_iteration_and_the_next_good_one_resumes() -> None:
+def test_a_mismatch_unlocks_until_a_whole_iteration_has_matched_again() -> None:
     follower = Follower()
     follower.offer(rank_plan())
     assert iteration(follower, 1, "BF") == [810, None, None, None]
-    assert follower.mismatches == 1
+    assert follower.mismatch == "iteration 1, instruction 0: backward came where forward follows in the plan"
+    assert iteration(follower, 2) == [None, None, None, 810], "it is watched"
+    assert (follower.mismatches, follower.mismatch) == (1, "")
+    assert iteration(follower, 3) == [810, 1005, 810, 810]
+
+
+def test_a_trainer_that_never_matches_is_never_locked_again() -> None:
+    follower = Follower()
+    follower.offer(rank_plan())
+    iteration(follower, 1, "BF")
+    assert {wish for number in range(2, 9) for wish in iteration(follower, number, "FF")} == {None}
+    assert follower.mismatches == 8
+
+
+def test_a_new_plan_is_not_blamed_for_the_old_ones_mismatch() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(order="BB"))
+    iteration(follower, 1)
+    follower.offer(rank_plan(2, 2))
     assert iteration(follower, 2) == [810, 1005, 810, 810]
-    assert follower.mismatches == 1
+
+
+def test_a_plan_that_did_not_match_while_it_waited_is_not_trusted_at_once() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(first=2, order="FBFB", clocks=(810,) * 4))
+    iteration(follower, 0)
+    iteration(follower, 1)
+    assert {*iteration(follower, 2)} == {None}
 
 
 def test_an_iteration_cut_short_is_a_mismatch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from agent_process import AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
 from perseus_api.messages import Hello, Verdict
 from perseus_simulator.node import SimulatedNode
+from test_metrics import value
 
 
 @pytest.fixture
@@ -67,16 +69,131 @@ def test_a_gpu_of_somebody_else(agent: AgentProcess, stranger: Trainer, node: Si
     refused(agent, "foreign_gpu")
 
 
-def test_a_shared_gpu(agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode) -> None:
-    kubelet.devices[0] = ("gpt-0", "nvidia.com/gpu", f"{node.gpus[0].uuid}::3")
+@pytest.mark.parametrize(
+    ("resource", "device", "reason"),
+    [
+        ("nvidia.com/gpu", "UUID::3", "shared_gpu"),
+        ("nvidia.com/gpu.shared", "UUID", "shared_gpu"),
+        ("nvidia.com/gpu", "0::1", "shared_gpu"),
+        ("nvidia.com/gpu", "nvidia0/vgpu1", "shared_gpu"),
+        ("nvidia.com/mig-1g.10gb", "MIG-0a0a0a0a-0000-0000-0000-000000000000", "mig"),
+        ("nvidia.com/mig-1g.10gb", "MIG-UUID/1/0", "mig"),
+        ("nvidia.com/gpu", "0:1", "mig"),
+        ("nvidia.com/gpu", "nvidia0/gi2", "mig"),
+        ("nvidia.com/gpu", "something else", "unknown_device"),
+        ("nvidia.com/gpu", "9", "unknown_device"),
+    ],
+)
+def test_a_part_of_a_gpu(
+    agent: AgentProcess,
+    kubelet: Kubelet,
+    stranger: Trainer,
+    node: SimulatedNode,
+    resource: str,
+    device: str,
+    reason: str,
+) -> None:
+    kubelet.devices[0] = ("gpt-0", resource, device.replace("UUID", node.gpus[0].uuid))
     assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.REFUSED
-    refused(agent, "shared_gpu")
+    refused(agent, reason)
 
 
-def test_a_mig_slice(agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode) -> None:
-    kubelet.devices[0] = ("gpt-0", "nvidia.com/mig-1g.10gb", "MIG-0a0a0a0a-0000-0000-0000-000000000000")
+@pytest.mark.parametrize("device", ["0", "nvidia0"])
+def test_a_whole_gpu_by_index_or_device_node(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode, device: str
+) -> None:
+    kubelet.devices[0] = ("gpt-0", "nvidia.com/gpu", device)
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+
+
+def test_a_network_card_of_the_same_vendor_beside_the_gpu(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
+) -> None:
+    kubelet.devices.append(("gpt-0", "nvidia.com/hostdev", "0000:3b:00.2"))
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+
+
+DRIVER = "gpu.nvidia.com"
+
+
+def publish(agent: AgentProcess, **kinds: tuple[str, str]) -> None:
+    """Let the driver publish devices: name = (UUID, type)."""
+    devices = [
+        {"name": name, "attributes": {"uuid": {"string": uuid}, f"{DRIVER}/type": {"string": kind}}}
+        for name, (uuid, kind) in kinds.items()
+    ]
+    slices = [{"spec": {"driver": DRIVER, "pool": {"name": "node-1"}, "devices": devices}}]
+    (agent.folder / "slices.json").write_text(json.dumps(slices))
+
+
+def test_a_gpu_by_dynamic_allocation(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
+) -> None:
+    publish(agent, gpu0=(node.gpus[0].uuid, "gpu"), gpu1=(node.gpus[1].uuid, "gpu"))
+    kubelet.devices.clear()
+    kubelet.dynamic = [("gpt-0", DRIVER, "node-1", "gpu0", None), ("gpt-1", DRIVER, "node-1", "gpu1", None)]
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+
+
+@pytest.mark.parametrize(
+    ("claim", "kind", "reason"),
+    [
+        (("gpt-0", DRIVER, "node-1", "gpu0", None), "mig", "mig"),
+        (("gpt-0", DRIVER, "node-1", "gpu0", "share-1"), "gpu", "shared_gpu"),
+        (("gpt-0", DRIVER, "node-1", "gpu7", None), "gpu", "unknown_device"),
+        (("gpt-0", DRIVER, "other-pool", "gpu0", None), "gpu", "unknown_device"),
+    ],
+)
+def test_a_dynamic_claim_that_is_no_whole_gpu(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode,
+    claim: tuple[str, str, str, str, str | None], kind: str, reason: str,
+) -> None:  # fmt: skip
+    publish(agent, gpu0=(node.gpus[0].uuid, kind))
+    kubelet.devices.clear()
+    kubelet.dynamic = [claim]
     assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.REFUSED
-    refused(agent, "shared_gpu")
+    refused(agent, reason)
+
+
+@pytest.mark.parametrize("second", ["dynamic", "plugin", "replica"])
+def test_a_gpu_that_another_pod_claims_too(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode, second: str
+) -> None:
+    publish(agent, gpu0=(node.gpus[0].uuid, "gpu"))
+    uuid = node.gpus[0].uuid
+    if second == "dynamic":
+        kubelet.dynamic = [("gpt-1", DRIVER, "node-1", "gpu0", None)]
+    else:
+        kubelet.devices.append(("gpt-1", "nvidia.com/gpu", uuid if second == "plugin" else f"{uuid}::1"))
+    assert stranger.hello(uuid).verdict is Verdict.REFUSED
+    refused(agent, "claimed_twice")
+    # Neither is served: the other one owns two things, one of which is ours.
+    agent.is_in_pod(os.getpid(), uid(1))
+    assert Trainer(agent.path).hello(uuid, stage=1).verdict is Verdict.REFUSED
+
+
+def test_a_kubelet_that_restarts_is_asked_again(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
+) -> None:
+    first = Trainer(agent.path).served(node.gpus[0].uuid)
+    first.close()
+    kubelet.stop()
+    (agent.folder / "kubelet.sock").unlink(missing_ok=True)
+    again = Kubelet(agent.folder)
+    again.devices = [("gpt-0", "nvidia.com/gpu", node.gpus[0].uuid)]
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+    again.stop()
+
+
+def test_a_pod_with_two_gpus_has_two_ranks(agent: AgentProcess, kubelet: Kubelet, node: SimulatedNode) -> None:
+    kubelet.devices = [("gpt-0", "nvidia.com/gpu", node.gpus[index].uuid) for index in range(2)]
+    zero, one = Trainer(agent.path), Trainer(agent.path)
+    assert zero.hello(node.gpus[0].uuid, stage=0).verdict is Verdict.SERVED
+    assert one.hello(node.gpus[1].uuid, stage=1).verdict is Verdict.SERVED
+    assert Trainer(agent.path).hello("", stage=1).reason == "the pod owns 2 GPUs and its process names none of them"
+    assert Trainer(agent.path).hello(node.gpus[1].uuid, pipeline=1).reason.endswith("is ranks 0 to 1, not 2")
+    zero.close()
+    one.close()
 
 
 def test_a_gpu_in_mig_mode(agent: AgentProcess, stranger: Trainer, node: SimulatedNode) -> None:
@@ -115,6 +232,14 @@ def test_half_and_strange_hellos(agent: AgentProcess, stranger: Trainer, packet:
     eventually(lambda: agent.counters()["refusals"] == {"bad_hello": 1}, "the hello is refused")
 
 
+def test_what_a_peer_writes_never_looks_like_a_line_of_the_log(
+    agent: AgentProcess, stranger: Trainer, node: SimulatedNode
+) -> None:
+    answer = stranger.hello("GPU-0\n2026-01-01 INFO all is well")
+    assert answer.reason.isprintable()
+    refused(agent, "foreign_gpu")
+
+
 @pytest.mark.parametrize("packet", [b"x", b"\0" * 24, b"\xff" * 24, b"\1" * 10_000])
 def test_a_bad_boundary_ends_the_lease_and_frees_the_clock(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode, packet: bytes
@@ -140,7 +265,14 @@ def test_a_thousand_connections_leave_a_served_rank_alone(
     eventually(lambda: node.gpus[0].locked_range() == (810, 810), "the served rank's clock is locked")
     trainer.run(1, "F")
     eventually(lambda: node.gpus[0].locked_range() == (1005, 1005), "its next clock is locked")
-    assert agent.counters()["refusals"].get("too_many", 0) >= 1000 - 256 - 1
+    eventually(
+        lambda: sum(agent.counters()["refusals"].get(reason, 0) for reason in ("too_many", "too_many_of_pod")) > 960,
+        "one pod has no more places than its own",
+    )
+    # Another pod's trainer comes while the crowd is there.
+    agent.is_in_pod(os.getpid(), uid(1))
+    newcomer = Trainer(agent.path).served(node.gpus[1].uuid, stage=1)
+    newcomer.close()
     for connection in crowd:
         connection.close()
     eventually(lambda: agent.counters()["leases"] == 1, "the served rank is served")
@@ -157,4 +289,6 @@ def test_a_flood_of_one_rank_leaves_the_other_alone(agent: AgentProcess, trainer
             trainer.run(iteration, "FB")
     neighbour.run(1, "F")
     eventually(lambda: node.gpus[1].locked_range() == (1005, 1005), "the neighbour's next clock is locked")
+    assert value(agent, "perseus_messages_throttled_total", stage="0") > 0
+    assert value(agent, "perseus_messages_throttled_total", stage="1") == 0
     neighbour.close()

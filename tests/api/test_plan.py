@@ -38,6 +38,9 @@ def plans(draw: st.DrawFn) -> Plan:
             "variants": variants,
             "pipelines": draw(st.lists(st.integers(0, len(variants) - 1), min_size=1, max_size=3)),
             "baseline": {"iterationSeconds": 1.0, "stageJoules": [5.0] * len(orders), "blockingPowerWatts": 80.0},
+            "stageSeconds": draw(
+                st.sampled_from([[], [{"F": {810: 0.25, 1410: 0.1}, "B1": {210: 2.0}}] * len(orders)])
+            ),
         }
     )
 
@@ -117,6 +120,9 @@ def test_a_pipeline_runs_its_own_variant() -> None:
         ("order", ["FFBB", "FBF"], "stage 1 has 3 instructions but 4 clocks"),
         ("order", ["FFBB"], "one list for each of 1 stages"),
         ("tensorParallel", 0, "tensorParallel"),
+        ("stageSeconds", [{}], "stageSeconds must be empty or have one entry for each of 2 stages"),
+        ("stageSeconds", [{}, {"F": {"810": 0}}], "stageSeconds"),
+        ("stageSeconds", [{}, {"forward": {"810": 1}}], "stageSeconds"),
         ("command", "rm -rf /", "command"),
     ],
 )
@@ -140,6 +146,12 @@ def test_a_stages_own_blocking_power_holds_where_there_is_one() -> None:
     mixed["baseline"]["stageBlockingPowerWatts"] = [60.0]
     with pytest.raises(DocumentError, match="stageBlockingPowerWatts must be empty or have one entry for each of 2"):
         Plan.decode(encode(mixed))
+
+
+def test_a_plan_says_what_instructions_take_where_it_is_known() -> None:
+    plan = Plan.decode(encode({**content(), "stageSeconds": [{"F": {"1410": 0.1}}, {"F1": {"810": 0.25}}]}))
+    assert plan.seconds_of(1) == {"F1": {810: 0.25}}
+    assert Plan.decode(encode(content())).seconds_of(1) == {}
 
 
 def test_a_clock_of_zero_is_refused_where_the_instruction_has_one() -> None:

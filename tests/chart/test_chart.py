@@ -38,6 +38,8 @@ def pods(documents: list[Document]) -> dict[str, Document]:
     for each in documents:
         if each["kind"] in ("Deployment", "DaemonSet", "Job"):
             found[f"{each['kind']}/{each['metadata']['name']}"] = each["spec"]["template"]
+        elif each["kind"] == "Pod":
+            found[f"Pod/{each['metadata']['name']}"] = each
     return found
 
 
@@ -75,6 +77,52 @@ def test_an_older_cluster_is_told_what_to_set() -> None:
     assert "MutatingAdmissionPolicy" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["simulator.enabled=true", "agent.runtimeClassName=nvidia"], "unset one of them"),
+        (["networkPolicy.enabled=false", "networkPolicy.metricsFrom[0].podSelector.a=b"], "remove metricsFrom"),
+        (["agent.privileged=false", "agent.capabilities={SYS_NICE}"], "add SYS_ADMIN"),
+    ],
+)
+def test_values_that_are_wrong_together_are_refused_with_the_remedy(settings: list[str], sentence: str) -> None:
+    sets = [argument for each in settings for argument in ("--set", each)]
+    done = helm("template", "perseus", str(CHART), "--kube-version", "v1.36.1", *sets)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+
+
+def test_only_metrics_ports_are_open(rendered: list[Document]) -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in rendered if each["kind"] == "NetworkPolicy"}
+    templates = pods(rendered)
+    for name, workload in (("perseus-operator", "Deployment"), ("perseus-agent", "DaemonSet")):
+        template = templates[f"{workload}/{name}"]
+        chosen = policies[name]["podSelector"]["matchLabels"]
+        assert chosen.items() <= template["metadata"]["labels"].items(), "the policy chooses no pod"
+        served = [port["containerPort"] for each in template["spec"]["containers"] for port in each.get("ports", [])]
+        (rule,) = policies[name]["ingress"]
+        assert [port["port"] for port in rule["ports"]] == served
+        assert "from" not in rule
+
+
+def test_whoever_may_read_metrics_can_be_named() -> None:
+    for each in render("networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"):
+        if each["kind"] == "NetworkPolicy":
+            assert each["spec"]["ingress"][0]["from"] == [
+                {"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}
+            ]
+
+
+def test_users_get_rights_on_perseusjobs_with_the_roles_they_have(rendered: list[Document]) -> None:
+    roles = {each["metadata"]["name"]: each for each in rendered if each["kind"] == "ClusterRole"}
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    view, edit = roles["perseus-view"], roles["perseus-edit"]
+    assert {verb for rule in view["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert f"{prefix}view" not in edit["metadata"]["labels"]
+    assert {f"{prefix}edit", f"{prefix}admin"} <= edit["metadata"]["labels"].keys()
+    assert {resource for rule in edit["rules"] for resource in rule["resources"]} == {"perseusjobs"}
+
+
 def test_nobody_requests_a_gpu(rendered: list[Document]) -> None:
     """The agent least of all: it would take one away from training on every node."""
     assert names.GPU_RESOURCE not in str([pod["spec"]["containers"] for pod in pods(rendered).values()])
@@ -106,7 +154,7 @@ def test_the_agent_reads_and_writes_nothing(rendered: list[Document]) -> None:
         if each["kind"] in ("Role", "ClusterRole") and each["metadata"]["name"] == "perseus-agent":
             assert {verb for rule in each["rules"] for verb in rule["verbs"]} <= {"get", "list", "watch"}
             resources = {resource for rule in each["rules"] for resource in rule["resources"]}
-            assert resources == ({"configmaps"} if each["kind"] == "Role" else {"pods"})
+            assert resources == ({"configmaps"} if each["kind"] == "Role" else {"pods", "resourceslices"})
 
 
 def test_no_right_is_a_wildcard(rendered: list[Document]) -> None:

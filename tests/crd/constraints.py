@@ -79,7 +79,15 @@ def valid_job() -> Document:
                 "maxSlowdownPercent": 10,
                 "cache": "Use",
             },
-            "straggler": {"enabled": True, "enterPercent": 3, "leavePercent": 2},
+            "straggler": {
+                "enabled": True,
+                "enterPercent": 3,
+                "leavePercent": 2,
+                "windowIterations": 15,
+                "dwellSeconds": 20,
+                "holdSeconds": 120,
+                "query": "site:slowdown:ratio",
+            },
             "accounting": {"baselineIterations": 10},
             "template": {
                 "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
@@ -114,7 +122,16 @@ def valid_status() -> Document:
             "iterationMilliseconds": 2837,
             "predictedSavingsPermille": 159,
         },
-        "stragglers": [{"pipeline": 1, "slowdownPermille": 129}],
+        "stragglers": [
+            {
+                "pipeline": 1,
+                "slowdownPermille": 129,
+                "cause": "Heat",
+                "pod": "train-15",
+                "node": "node-1",
+                "gpu": "GPU-00000000-0000-0000-0000-000000000000",
+            }
+        ],
         "savings": {"permille": 158, "energyJoules": 84, "baselineJoules": 100, "source": "Measured"},
         "frontier": [{"iterationMilliseconds": 2837, "predictedSavingsPermille": 159}],
         "profile": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,16 @@ def test_the_model_reads_what_the_crd_accepts() -> None:
 
 def test_the_charts_copy_is_the_same_file() -> None:
     assert ROOT_CHART_COPY.read_bytes() == CRD.read_bytes(), "run make crds"
+
+
+def test_kubectl_explain_has_a_sentence_for_every_field() -> None:
+    assert list(undescribed(schema()["properties"]["spec"], "spec")) == []
+    assert list(undescribed(schema()["properties"]["status"], "status")) == []
+
+
+def undescribed(part: dict[str, Any], place: str) -> Iterator[str]:
+    for name, field in part.get("properties", {}).items():
+        if not field.get("description", "").endswith("."):
+            yield f"{place}.{name}"
+        yield from undescribed(field, f"{place}.{name}")
+        yield from undescribed(field.get("items", {}), f"{place}.{name}[]")

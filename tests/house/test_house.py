@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+from perseus_api.conditions import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,3 +60,27 @@ def test_each_program_of_the_distribution_has_an_extra_or_needs_none() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == [], "the trainer library must install without any dependency"
     assert {"planner", "trainer", "agent", "operator", "simulator"} <= set(project["optional-dependencies"])
+
+
+def test_the_api_reference_is_the_crds() -> None:
+    written = ROOT / "docs" / "reference.md"
+    program = ROOT / "scripts" / "api_reference"
+    made = subprocess.run([sys.executable, program, "/dev/stdout"], capture_output=True, text=True, check=True).stdout
+    assert written.read_text() == made, "run `make crds`"
+
+
+def test_every_reason_of_a_condition_has_its_remedy() -> None:
+    told = set(
+        re.findall(r"^\| [A-Za-z, ]+ \| `(\w+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    )
+    assert told == {reason.value for reason in Reason}
+
+
+def test_the_documentation_is_a_site_without_a_broken_link(tmp_path: Path) -> None:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "reference" / "index.html").exists()

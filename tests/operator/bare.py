@@ -1,13 +1,9 @@
-"""The operator's process and the bare control plane, in a test's hands."""
+"""The bare control plane in a test's hands: `harness` started once, and what the tests ask of it."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,41 +13,33 @@ from typing import Any
 from perseus_api import names
 from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
-from perseus_operator.profiles import profile_checksum
-from perseus_planner import Pipeline, frontier
-from perseus_simulator.testing import example_profile
 
-from testbed.errors import TestbedError
-from testbed.execution import run
+from harness.controlplane import SYSTEM, ControlPlane
+from harness.objects import HEADER, csv_of, frontier_data, frontier_of, perseus_job, profile_config_map
+from harness.operator import OperatorProcess
 
-CSV = "stage,instruction,frequency,time,energy\n" + "".join(
-    f"{stage},{instruction.value},{each.frequency_megahertz},{each.time_seconds!r},{each.energy_joules!r}\n"
-    for (stage, instruction), rows in example_profile().measurements.items()
-    for each in rows
-)
-HEADER = json.dumps({"blockingPowerWatts": 80.0})
+__all__ = [
+    "CSV", "HEADER", "SYSTEM", "BareCluster", "OperatorProcess", "eventually", "example_frontier", "perseus_job",
+    "profile_config_map",
+]  # fmt: skip
+CSV = csv_of()
 CHILD_KINDS = "jobs,services,serviceaccounts,roles,rolebindings,configmaps"
-SYSTEM = "perseus-system"
 
 
 @dataclass(frozen=True)
 class BareCluster:
     """A control plane."""
 
-    folder: Path
-    kubeconfig: Path
-    kubectl_path: Path
+    plane: ControlPlane
+
+    @property
+    def folder(self) -> Path:
+        """Of its files and logs."""
+        return self.plane.folder
 
     def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
         """Run kubectl."""
-        return run([self.kubectl_path, "--kubeconfig", self.kubeconfig, *arguments], text_input=input_text)
-
-    def is_ready(self) -> bool:
-        """Whether the API server answers."""
-        try:
-            return self.kubectl("get", "--raw", "/readyz") == "ok"
-        except TestbedError:
-            return False
+        return self.plane.kubectl(*arguments, input_text=input_text)
 
     def apply(self, namespace: str, *documents: dict[str, Any]) -> None:
         """Apply documents in a namespace."""
@@ -83,73 +71,13 @@ class BareCluster:
 
     def optimise(self, namespace: str, job: str) -> None:
         """Do what the optimisation pod does: fill the frontier ConfigMap."""
-        data = {names.FRONTIER_KEY: base64.b64encode(example_frontier().encode()).decode()}
-        patch = json.dumps({"binaryData": data})
+        patch = json.dumps({"binaryData": frontier_data()})
         self.kubectl("patch", "configmap", f"{job}-frontier", "-n", namespace, "--type=merge", "-p", patch)
-
-
-class OperatorProcess:
-    """``perseus-operator run``, to be killed."""
-
-    def __init__(self, cluster: BareCluster, port: int) -> None:
-        """Run against a control plane, with metrics on a port."""
-        self._cluster = cluster
-        self._port = port
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        """What it printed."""
-        return self._cluster.folder / "operator.log"
-
-    def start(self) -> None:
-        """Start it."""
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(self._cluster.kubeconfig),
-            "PERSEUS_OPERATOR_NAMESPACE": SYSTEM,
-            "PERSEUS_OPTIMISER_IMAGE": "optimiser:1",
-            "PERSEUS_METRICS_PORT": str(self._port),
-        }
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "perseus_operator.main", "run"],
-                env=environment, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def kill(self) -> None:
-        """SIGKILL it, if it runs."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
-def profile_config_map(name: str = "profile", **replaced: str) -> dict[str, Any]:
-    """A valid profile."""
-    data = {names.PROFILE_CSV_KEY: CSV, names.PROFILE_HEADER_KEY: HEADER, **replaced}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
-
-
-def perseus_job(name: str = "train", **spec: Any) -> dict[str, Any]:
-    """A job of 2 stages x 2 pipelines."""
-    container = {"name": "trainer", "image": "trainer", "resources": {"limits": {names.GPU_RESOURCE: 1}}}
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "metadata": {"name": name},
-        "spec": {
-            "parallelism": {"stages": 2, "pipelines": 2, "microbatches": 4},
-            "profiling": {"profileRef": {"name": "profile"}},
-            "template": {"spec": {"containers": [container]}},
-            **spec,
-        },
-    }
 
 
 def example_frontier() -> Frontier:
     """The frontier of the job's profile and shape."""
-    return frontier(example_profile(), Pipeline(2, 4), plans=20, profile_checksum=profile_checksum(CSV, HEADER))
+    return frontier_of()
 
 
 def eventually(what: str, condition: Callable[[], object], timeout_seconds: float = 30.0) -> None:

@@ -5,15 +5,11 @@ Nobody else writes here (no controllers), so that every write is the operator's 
 
 from __future__ import annotations
 
-import json
-import random
-import re
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from perseus_api import names
@@ -40,19 +36,6 @@ def home(bare: BareCluster) -> Iterator[str]:
     for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
         bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
         bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
-
-
-def shape(children: dict[str, dict[str, Any]], namespace: str) -> str:
-    """Everything of the children that does not differ between two jobs of one spec."""
-    found = {}
-    for name, each in children.items():
-        kept = {key: value for key, value in each.items() if key not in ("metadata", "status")}
-        content = json.dumps([each["metadata"].get("labels"), None if name == "plan" else kept], sort_keys=True)
-        for own in (namespace, each["metadata"]["uid"], each["metadata"].get("ownerReferences", [{}])[0].get("uid")):
-            content = content.replace(own or "-" * 50, "*")
-        # The optimisation Job's name ends in a hash of the profile and the shape.
-        found[re.sub(r"-[0-9a-f]{8}$", "", name)] = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "*", content)
-    return json.dumps(found, sort_keys=True)
 
 
 def settle(bare: BareCluster, namespace: str, job: str = "train") -> None:
@@ -101,28 +84,6 @@ def test_a_restart_writes_nothing(bare: BareCluster, operator: OperatorProcess, 
     operator.start()
     time.sleep(8)
     assert versions() == before
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again_it_comes_to_the_same_objects(
-    bare: BareCluster, operator: OperatorProcess, home: str, seed: int
-) -> None:
-    bare.apply(home, profile_config_map(), perseus_job("calm"))
-    settle(bare, home, "calm")
-    wanted = shape(bare.children(home, "calm"), home).replace("calm", "train")
-    source = random.Random(seed)
-    bare.apply(home, perseus_job("train"))
-    for _ in range(6):
-        operator.kill()
-        operator.start()
-        time.sleep(source.uniform(0.8, 2.2))
-        if bare.find("configmap", home, "train-frontier") and source.random() < 0.5:
-            bare.optimise(home, "train")
-    settle(bare, home)
-    eventually("the same objects", lambda: shape(bare.children(home, "train"), home) == wanted)
-    plan = bare.plan(home, "train")
-    assert plan is not None
-    assert plan.generation == 1, "a plan was written twice"
 
 
 def test_deletion_withdraws_the_plan_and_lets_the_job_go(

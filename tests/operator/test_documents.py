@@ -82,15 +82,15 @@ def test_the_optimisation_pod_may_write_one_config_map_and_nothing_else() -> Non
             "verbs": ["get", "patch"],
         }
     ]
-    pod = builder().optimiser_job("sha256:1", "profile")["spec"]["template"]["spec"]
+    pod = builder().optimiser_job("sha256:1", "uid", "profile")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert names.GPU_RESOURCE not in str(pod)
 
 
 def test_another_profile_is_another_optimisation() -> None:
-    assert builder().optimiser_job_name("sha256:1") != builder().optimiser_job_name("sha256:2")
-    assert len(builder().optimiser_job_name("sha256:1")) <= 63
+    assert builder().optimiser_job_name("sha256:1", "uid") != builder().optimiser_job_name("sha256:2", "uid")
+    assert len(builder().optimiser_job_name("sha256:1", "uid")) <= 63
 
 
 def test_every_child_carries_label_and_owner() -> None:
@@ -117,8 +117,19 @@ def test_all_conditions_are_there_from_the_first_visit() -> None:
     found = {each["type"]: each for each in story.documents([], 1, "2026-01-01T00:00:00Z")}
     assert list(found) == [each.value for each in Condition]
     assert found["Ready"]["status"] == "False"
+    assert found["Ready"]["reason"] == "ProfileMissing", "kubectl get says where the job stands"
     assert "there is no ConfigMap x" in found["Ready"]["message"]
     assert found["PlanApplied"]["status"] == "Unknown"
+
+
+def test_a_finished_training_says_so_whatever_else_waits() -> None:
+    story = Story()
+    story.say(Condition.ACCEPTED, True, Reason.VALID, "")
+    story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, "")
+    story.say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, "all 4 ranks finished")
+    story.finish()
+    ready = story.told[Condition.READY]
+    assert ready == ("False", Reason.TRAINING_FINISHED, "all 4 ranks finished")
 
 
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=8))
@@ -161,6 +172,14 @@ def test_a_plan_says_what_each_stages_own_gpu_draws_while_it_waits() -> None:
     assert [plan.baseline.blocking_power_of(stage) for stage in (0, 1)] == [60.0, 100.0]
     assert plan.baseline.blocking_power_watts == 80.0  # times two stages: right for the pipeline's savings
     assert [RankPlan.of(plan, 0, stage).blocking_watts for stage in (0, 1)] == [60.0, 100.0]
+
+
+def test_a_plan_says_what_instructions_take_at_its_own_clocks_and_the_highest() -> None:
+    plan = plan_for(Stragglers())
+    for stage, table in enumerate(plan.stage_seconds):
+        used = {*plan.clocks_of(0, stage), *FRONTIER.fastest.clocks[stage]}
+        assert set(table["F"]) == used
+        assert table["F"] == {clock: FRONTIER.stage_seconds[stage]["F"][clock] for clock in used}
 
 
 def test_a_deadline_below_the_plan_in_force_speeds_nobody_up_beyond_it() -> None:

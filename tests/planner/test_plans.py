@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from perseus_api.frontier import Frontier, RealisedPlan
+from perseus_api.instructions import Instruction
 from perseus_api.profile import Profile, parse_profile
 from perseus_api.schedules import Schedule
 from perseus_planner import (
@@ -161,3 +162,22 @@ def _small() -> Frontier:
 
 
 _SMALL: list[Frontier] = []
+
+
+def test_the_documents_say_what_each_stages_instructions_take_at_the_clocks_of_its_plans(
+    a100: Profile, a100_frontier: Frontier
+) -> None:
+    for stage, table in enumerate(a100_frontier.stage_seconds):
+        used = {clock for each in (a100_frontier.fastest, *a100_frontier.plans) for clock in each.clocks[stage]}
+        for letter, instruction in (("F", Instruction.FORWARD), ("B", Instruction.BACKWARD)):
+            measured = {each.frequency_megahertz: each.time_seconds for each in a100.measurements[stage, instruction]}
+            assert table[letter] == {clock: pytest.approx(measured[clock], abs=1e-9) for clock in used}
+
+
+def test_an_interleaved_ranks_chunks_have_their_own_times() -> None:
+    pipeline = shaped(2, 4, Schedule.INTERLEAVED_1F1B)
+    profile = profile_for(pipeline, 3, 6)
+    found = frontier(profile, pipeline, plans=3)
+    fastest = max(found.stage_seconds[1]["F1"])
+    measured = {each.frequency_megahertz: each.time_seconds for each in profile.measurements[3, Instruction.FORWARD]}
+    assert found.stage_seconds[1]["F1"][fastest] == pytest.approx(measured[fastest], abs=1e-9)

@@ -25,7 +25,7 @@ def plain(value):
         return value.decode()
     if hasattr(value, "_fields_"):
         return {name: getattr(value, name) for name, *_ in value._fields_}
-    return value
+    return vars(value) if type(value).__name__ == "nvmlFriendlyObject" else value
 
 for line in sys.stdin:
     name, uuid, arguments = json.loads(line)

@@ -126,7 +126,7 @@ def test_init_can_answer_unknown_error_until_it_heals(simulated_node: NodeFactor
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_only_root_sets_clocks_where_the_driver_says_so(simulated_node: NodeFactory) -> None:
+def test_only_administrators_set_clocks_where_the_driver_says_so(simulated_node: NodeFactory) -> None:
     node = simulated_node(administrators_only=True)
     for folder in (node.path.parent, *node.path.parent.parents):
         if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):

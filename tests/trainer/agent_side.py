@@ -55,6 +55,10 @@ class AgentSide:
         self._listener.settimeout(DEADLINE_SECONDS)
         self._accepted: list[socket.socket] = []
 
+    def patience(self, seconds: float) -> None:
+        """Wait this long for the next connection."""
+        self._listener.settimeout(seconds)
+
     def accept(self) -> tuple[socket.socket, Hello]:
         """Take the next connection and its hello; the welcome is left to the test."""
         connection, _ = self._listener.accept()

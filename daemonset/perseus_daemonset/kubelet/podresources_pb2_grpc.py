@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class PodResourcesListerStub:
-    """Missing associated documentation comment in .proto file."""
+    """PodResourcesLister is a service provided by the kubelet that provides information about the
+    node resources consumed by pods and containers on the node
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -39,12 +41,36 @@ class PodResourcesListerStub:
                 request_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesRequest.SerializeToString,
                 response_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesResponse.FromString,
                 _registered_method=True)
+        self.GetAllocatableResources = channel.unary_unary(
+                '/v1.PodResourcesLister/GetAllocatableResources',
+                request_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesRequest.SerializeToString,
+                response_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesResponse.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/v1.PodResourcesLister/Get',
+                request_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesRequest.SerializeToString,
+                response_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesResponse.FromString,
+                _registered_method=True)
 
 
 class PodResourcesListerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """PodResourcesLister is a service provided by the kubelet that provides information about the
+    node resources consumed by pods and containers on the node
+    """
 
     def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAllocatableResources(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,6 +84,16 @@ def add_PodResourcesListerServicer_to_server(servicer, server):
                     request_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesRequest.FromString,
                     response_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesResponse.SerializeToString,
             ),
+            'GetAllocatableResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAllocatableResources,
+                    request_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesRequest.FromString,
+                    response_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesResponse.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesRequest.FromString,
+                    response_serializer=perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'v1.PodResourcesLister', rpc_method_handlers)
@@ -67,7 +103,9 @@ def add_PodResourcesListerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PodResourcesLister:
-    """Missing associated documentation comment in .proto file."""
+    """PodResourcesLister is a service provided by the kubelet that provides information about the
+    node resources consumed by pods and containers on the node
+    """
 
     @staticmethod
     def List(request,
@@ -86,6 +124,60 @@ class PodResourcesLister:
             '/v1.PodResourcesLister/List',
             perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesRequest.SerializeToString,
             perseus__daemonset_dot_kubelet_dot_podresources__pb2.ListPodResourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAllocatableResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/v1.PodResourcesLister/GetAllocatableResources',
+            perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesRequest.SerializeToString,
+            perseus__daemonset_dot_kubelet_dot_podresources__pb2.AllocatableResourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/v1.PodResourcesLister/Get',
+            perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesRequest.SerializeToString,
+            perseus__daemonset_dot_kubelet_dot_podresources__pb2.GetPodResourcesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,7 +53,7 @@ class Reporter:
             iteration_begin_seconds=account.begin_wall_seconds,
             iteration_seconds=account.iteration_seconds,
             unlocked_iteration_seconds=account.unlocked_iteration_seconds,
-            connected=not lease.ended,
+            connected=lease.is_open,
             measurement=measurer.measurement if measurer is not None else "",
             steady=measurer is not None and measurer.is_steady,
             sweep_iterations=measurer.iterations if measurer is not None else 0,

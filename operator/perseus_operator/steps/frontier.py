@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import logging
 
 from perseus_api import names
@@ -13,26 +14,24 @@ from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier
 
 from perseus_operator.children import Builder, Document
-from perseus_operator.client import POD, Api
-from perseus_operator.monitor import JobKey
+from perseus_operator.client import CONFIG_MAP, POD, Api
+from perseus_operator.memory import Memory
 from perseus_operator.profiles import LoadedProfile
 from perseus_operator.upkeep import ensure, job_condition
 from perseus_operator.visit import Visit
 
+# Clocks of decoded frontiers kept in memory, about 40 bytes each: 80 MB at most.
+MAXIMUM_CLOCKS = 2_000_000
 logger = logging.getLogger("perseus.operator")
 
 
 class FrontierStep:
-    """Has frontiers made, and remembers those that it decoded."""
+    """Has frontiers made, and remembers those that it decoded: jobs of one model share one."""
 
     def __init__(self, api: Api) -> None:
         """Work over a connection."""
         self._api = api
-        self._frontiers: dict[JobKey, tuple[str, Frontier | None]] = {}
-
-    def forget(self, key: JobKey) -> None:
-        """Forget a job that is gone."""
-        self._frontiers.pop(key, None)
+        self._frontiers: Memory[str, Frontier] = Memory(MAXIMUM_CLOCKS)
 
     async def bring_about(self, visit: Visit, builder: Builder, profile: LoadedProfile) -> Frontier | None:
         """Return the frontier of this profile, or have it made.
@@ -42,7 +41,15 @@ class FrontierStep:
         """
         wanted = builder.frontier_config_map()
         present = await ensure(self._api, wanted)
-        frontier = await self._decoded(visit.key, present)
+        try:
+            frontier = await self._decoded(present)
+        except (DocumentError, binascii.Error) as error:
+            logger.warning("%s/%s: %s; it is made anew", *visit.key, error)
+            # Its deletion brings the next visit, which has another one made and filled.
+            await self._api.delete(CONFIG_MAP, builder.namespace, present["metadata"]["name"], present)
+            words = "the frontier's ConfigMap was damaged: the frontier is computed again"
+            visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
+            return None
         if frontier is not None and frontier.profile_checksum == profile.checksum:
             words = (
                 f"{len(frontier.plans)} plans from {frontier.plans[0].iteration_seconds:.3f} s to "
@@ -50,10 +57,11 @@ class FrontierStep:
             )
             visit.story.say(Condition.FRONTIER_READY, True, Reason.OPTIMISED, words)
             return frontier
-        visit.settled = False
+        # The ConfigMap and the Job are watched: whatever becomes of them brings the next visit.
         for document in builder.optimiser_access():
             await ensure(self._api, document)
-        optimiser = await ensure(self._api, builder.optimiser_job(profile.checksum, profile.name))
+        target = present["metadata"]["uid"]
+        optimiser = await ensure(self._api, builder.optimiser_job(profile.checksum, target, profile.name))
         failed = job_condition(optimiser, "Failed")
         if failed is not None:
             words = await self._last_words(builder.namespace, optimiser["metadata"]["name"]) or failed
@@ -63,20 +71,17 @@ class FrontierStep:
             visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
         return None
 
-    async def _decoded(self, key: JobKey, config_map: Document) -> Frontier | None:
-        version = config_map["metadata"]["resourceVersion"]
-        known = self._frontiers.get(key)
-        if known is not None and known[0] == version:
-            return known[1]
+    async def _decoded(self, config_map: Document) -> Frontier | None:
         encoded = (config_map.get("binaryData") or {}).get(names.FRONTIER_KEY)
-        frontier = None
-        if encoded:
-            try:
-                frontier = await asyncio.to_thread(Frontier.decode, base64.b64decode(encoded, validate=True))
-            except (DocumentError, binascii.Error) as error:
-                logger.warning("%s/%s: %s; it is made anew", *key, error)
-        self._frontiers[key] = (version, frontier)
-        return frontier
+        if not encoded:
+            return None
+        digest = hashlib.sha256(encoded.encode()).hexdigest()
+        known = self._frontiers.get(digest)
+        if known is not None:
+            return known
+        frontier = await asyncio.to_thread(Frontier.decode, base64.b64decode(encoded, validate=True))
+        clocks = (1 + len(frontier.plans)) * sum(len(order) for order in frontier.order)
+        return self._frontiers.put(digest, frontier, clocks)
 
     async def _last_words(self, namespace: str, job: str) -> str:
         for pod in await self._api.find(POD, namespace, f"batch.kubernetes.io/job-name={job}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import re
 import time
 
 from perseus_api import names
@@ -15,9 +16,11 @@ from perseus_api.job import PerseusJobSpec, RunMode
 from perseus_api.plan import JobReference, Plan
 
 from perseus_operator import metrics
-from perseus_operator.children import Builder, Document
-from perseus_operator.client import CONFIG_MAP, Api
-from perseus_operator.monitor import JobKey, Monitor
+from perseus_operator.causes import Cause, Finding
+from perseus_operator.children import Builder, Document, contains
+from perseus_operator.client import CONFIG_MAP, POD, Api
+from perseus_operator.measurements import NOTICE_SECONDS, first_iteration
+from perseus_operator.monitor import JobKey, Monitor, WatchedJob, observed_ratio
 from perseus_operator.planning import (
     Stragglers,
     make_plan,
@@ -29,10 +32,11 @@ from perseus_operator.planning import (
 from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.profiling.sweeping import next_iteration
 from perseus_operator.settings import Settings
-from perseus_operator.steps.telling import tell_applied, tell_stragglers
-from perseus_operator.stragglers import NOTICE_SECONDS, first_iteration
-from perseus_operator.visit import Visit
+from perseus_operator.steps.telling import tell_applied, tell_observed, tell_stragglers
+from perseus_operator.visit import StragglerFinding, Visit
 
+MOST_FINDINGS, MOST_NODES = 64, 4096
+_POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", re.ASCII)
 logger = logging.getLogger("perseus.operator")
 
 
@@ -45,6 +49,7 @@ class PlanStep:
         self._agents = agents
         self._settings = settings
         self._monitor = monitor
+        self._nodes: dict[tuple[JobKey, str], str] = {}
 
     async def bring_about(
         self, visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier: Frontier, running: bool
@@ -89,9 +94,12 @@ class PlanStep:
         wanted = make_plan(reference, spec, frontier, stragglers, generation + 1, 0)
         if before is not None and same_clocks(before, wanted) and not restarted:
             plan = before
-            if watched is not None:
-                watched.watch.stragglers = stragglers
-                watched.spec = spec
+            labels = builder.plan_config_map("")["metadata"]["labels"]
+            if not contains((config_map or {})["metadata"].get("labels") or {}, labels):
+                # By these agents find it. The plan is the same one, so its generation stays.
+                encoded = base64.b64encode(plan.encode()).decode()
+                await self._api.apply(builder.plan_config_map(encoded))
+            self._monitor.settled(visit.key, spec, stragglers)
         else:
             if sweep is not None:
                 first, why = await self._after_sweep(visit, builder, spec), "initial"
@@ -100,8 +108,7 @@ class PlanStep:
             elif restarted:
                 first, why = 1, "restart"
             else:
-                measured = watched.report.pipelines if watched else {}
-                first = first_iteration(before, measured, time.time())
+                first = _first_iteration(before, watched)
                 why = "straggler" if stragglers.pipelines else "recovery"
                 if stragglers == stragglers_of(before):
                     why = "objective"
@@ -114,7 +121,47 @@ class PlanStep:
         visit.plan, visit.stragglers = plan, stragglers
         _export(visit.key, plan, stragglers)
         tell_applied(visit, self._monitor, spec, plan)
+        tell_observed(visit, self._monitor, spec)
+        visit.findings = await self._findings(visit.key, stragglers)
         tell_stragglers(visit, self._monitor, spec, plan, stragglers)
+
+    async def _findings(self, key: JobKey, stragglers: Stragglers) -> list[StragglerFinding]:
+        """Return what a person needs to act: cause, pod, node and GPU of each straggler."""
+        job = self._monitor.find(key)
+        if job is None:
+            return []
+        found = []
+        for index in stragglers.pipelines[:MOST_FINDINGS]:
+            finding = job.causes.get(index, Finding(Cause.UNKNOWN))
+            node = await self._node_of(key, finding.pod)
+            found.append(StragglerFinding(index, observed_ratio(job, index), finding, node))
+        metrics.tell_causes(
+            *key,
+            {
+                (
+                    str(each.pipeline),
+                    each.finding.cause.value,
+                    each.finding.pod,
+                    each.node,
+                    each.finding.gpu,
+                ): each.ratio
+                for each in found
+            },
+        )
+        return sorted(found, key=lambda each: -each.ratio)
+
+    async def _node_of(self, key: JobKey, pod: str) -> str:
+        """Return the node of a training pod. Its name comes from Prometheus: the API server says whether it is one."""
+        if not _POD_NAME.fullmatch(pod):
+            return ""
+        if (key, pod) not in self._nodes:
+            selector = f"{names.LABEL_JOB}={key[1]}"
+            pods = await self._api.find(POD, key[0], selector, field_selector=f"metadata.name={pod}")
+            node = str((pods[0].get("spec") or {}).get("nodeName") or "") if pods else ""
+            if len(self._nodes) >= MOST_NODES:
+                self._nodes.clear()
+            self._nodes[(key, pod)] = node
+        return self._nodes[(key, pod)]
 
     async def _after_sweep(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> int:
         """Return from when the first plan can hold: the ranks are beyond the baseline, and their agents know where."""
@@ -137,6 +184,15 @@ def _tell_dry_run(visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier
     )
     visit.story.say(Condition.PLAN_APPLIED, True, Reason.DRY_RUN, words)
     visit.story.say(Condition.STRAGGLING, False, Reason.STRAGGLERS_IGNORED, "dry run")
+
+
+def _first_iteration(before: Plan, watched: WatchedJob | None) -> int:
+    if watched is None:
+        return 1
+    planned = max(planned_seconds(before, index) for index in range(len(before.pipelines)))
+    report = watched.report
+    since_answer = time.monotonic() - report.answered_seconds if report.answered_seconds else 0.0
+    return first_iteration(planned, report.pipelines, since_answer, NOTICE_SECONDS)
 
 
 def _last_generation(job: Document, config_map: Document | None) -> int:

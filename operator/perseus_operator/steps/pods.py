@@ -55,4 +55,4 @@ class ProfilingPods:
         name = builder.workload(COMPONENT_PROFILER)["metadata"]["name"]
         present = await self._api.get(JOB, builder.namespace, name)
         if present is not None and not present["metadata"].get("deletionTimestamp"):
-            await self._api.delete(JOB, builder.namespace, name, present["metadata"]["uid"])
+            await self._api.delete(JOB, builder.namespace, name, present)

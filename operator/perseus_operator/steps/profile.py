@@ -22,8 +22,9 @@ from perseus_planner import Order, Pipeline
 
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, Api
+from perseus_operator.measurements import NOTICE_SECONDS
 from perseus_operator.monitor import JobKey
-from perseus_operator.profiles import LoadedProfile, ProfileProblem, Source, load_profile
+from perseus_operator.profiles import LoadedProfile, ProfileProblem, ProfileReader, Source, load_profile
 from perseus_operator.profiling.agents import Agents, image_of
 from perseus_operator.profiling.cache import cached_name, cached_profile, fingerprint, subject_of
 from perseus_operator.profiling.document import Subject, profile_csv, profile_header
@@ -39,7 +40,6 @@ from perseus_operator.profiling.sweeping import (
 )
 from perseus_operator.settings import Settings
 from perseus_operator.steps.plan import decoded_plan
-from perseus_operator.stragglers import NOTICE_SECONDS
 from perseus_operator.visit import Visit
 
 ANNOTATION_SOURCE = f"{names.GROUP}/source"
@@ -58,6 +58,7 @@ class ProfileStep:
         self._api = api
         self._settings = settings
         self._agents = agents
+        self._reader = ProfileReader()
         self._memories: dict[JobKey, tuple[str, SweepMemory]] = {}
 
     def forget(self, key: JobKey) -> None:
@@ -74,7 +75,9 @@ class ProfileStep:
         given = spec.profiling.profile_ref
         if given is not None:
             config_map = await self._api.get(CONFIG_MAP, builder.namespace, given.name)
-            return await asyncio.to_thread(load_profile, spec, given.name, config_map)
+            if config_map is None:
+                return load_profile(spec, given.name, None)
+            return await self._reader.read(spec, config_map, Source.GIVEN)
         name = names.profile_config_map_name(builder.name)
         own = await self._api.get(CONFIG_MAP, builder.namespace, name)
         if own is None:
@@ -87,7 +90,7 @@ class ProfileStep:
             )
         facts = own["metadata"].get("annotations") or {}
         source = Source.CACHED if facts.get(ANNOTATION_SOURCE) == Source.CACHED.value else Source.MEASURED
-        found = await asyncio.to_thread(load_profile, spec, name, own, source)
+        found = await self._reader.read(spec, own, source)
         return LoadedProfile(
             found.name, found.profile, found.checksum, found.source,
             _integer(facts.get(ANNOTATION_ITERATIONS)), _integer(facts.get(ANNOTATION_SLOWDOWN)),
@@ -109,6 +112,7 @@ class ProfileStep:
             ApiRefusal: the API server refused.
         """
         visit.settled = False
+        visit.measuring = running
         if not running:
             await self.withdraw(visit.key)
             visit.story.say(

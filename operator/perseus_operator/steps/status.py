@@ -13,7 +13,8 @@ from perseus_operator.children import Document
 from perseus_operator.client import EVENT, Api, ApiRefusal
 from perseus_operator.monitor import JobKey, Monitor
 from perseus_operator.status import (
-    event,
+    ON_ITS_WAY,
+    events,
     frontier_status,
     plan_status,
     profile_status,
@@ -60,8 +61,8 @@ class StatusStep:
             status["frontier"] = frontier_status(visit.frontier)
         if visit.plan is not None and visit.stragglers is not None:
             status["plan"] = plan_status(visit.plan, visit.stragglers)
-            if visit.stragglers.pipelines:
-                status["stragglers"] = straggler_status(visit.plan, visit.stragglers)
+            if visit.findings:
+                status["stragglers"] = straggler_status(visit.findings)
         elif "plan" in before:
             status["plan"] = before["plan"]
         savings = self._savings(visit.key, before.get("savings"))
@@ -78,22 +79,26 @@ class StatusStep:
         energy = self._monitor.energies.get(key)
         if energy is None or energy.energy <= 0:
             return before
-        if before is not None and time.monotonic() < self._savings_at.get(key, 0.0) + SAVINGS_SECONDS:
+        now = time.monotonic()
+        # Savings that an earlier operator told are as fresh as if this one had told them now.
+        if before is not None and now < self._savings_at.setdefault(key, now) + SAVINGS_SECONDS:
             return before
-        self._savings_at[key] = time.monotonic()
+        self._savings_at[key] = now
         return savings_status(energy) or before
 
     async def _tell_events(self, visit: Visit, known: list[Document], now: str) -> None:
         earlier = {each["type"]: (each["status"], each["reason"]) for each in known}
-        for condition, (status, reason, message) in visit.story.told.items():
-            if (
-                condition is Condition.READY
-                or status == "Unknown"
-                or earlier.get(condition.value) == (status, reason.value)
-            ):
-                continue
+        changed = [
+            (condition, reason, message)
+            for condition, (status, reason, message) in visit.story.told.items()
+            if condition is not Condition.READY
+            and status != "Unknown"
+            and reason not in ON_ITS_WAY
+            and earlier.get(condition.value) != (status, reason.value)
+        ]
+        for document in events(visit.job, changed, now):
             try:
-                await self._api.create(EVENT, event(visit.job, condition, reason, message, now))
+                await self._api.create(EVENT, document)
             except ApiRefusal as refusal:
                 # Whatever becomes of an event, the status has told it already.
                 logger.info("event not written: %s", refusal)

@@ -6,10 +6,32 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import Plan
 
+from perseus_operator.causes import Cause
 from perseus_operator.monitor import Monitor
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile, Source
-from perseus_operator.visit import Visit
+from perseus_operator.visit import StragglerFinding, Visit
+
+# From here on "all slow" is worth a word.
+ALL_SLOW_RATIO = 1.03
+_REASONS = {
+    Cause.POWER_CAP: Reason.POWER_CAP,
+    Cause.HEAT: Reason.HEAT,
+    Cause.SLOW_CHIP: Reason.SLOW_CHIP,
+    Cause.SEVERAL_GPUS: Reason.SEVERAL_GPUS_SLOW,
+    Cause.NETWORK_OR_INPUT: Reason.NETWORK_OR_INPUT,
+    Cause.ANNOUNCED: Reason.ANNOUNCED,
+    Cause.QUERY: Reason.QUERY,
+}
+_CAUSES = {
+    Cause.POWER_CAP: "power cap",
+    Cause.HEAT: "heat",
+    Cause.SLOW_CHIP: "slower chip, at the clock that it was told to run and without an event reason",
+    Cause.SEVERAL_GPUS: "several GPUs are slow, the slowest",
+    Cause.NETWORK_OR_INPUT: "its instructions take their time, the gaps between them are long: network or input",
+    Cause.ANNOUNCED: "announced by a node's annotation",
+    Cause.QUERY: "by spec.straggler.query",
+}
 
 
 def tell_profile(visit: Visit, loaded: LoadedProfile) -> None:
@@ -38,13 +60,13 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         if monitor.answered is None:
             words = "no Prometheus is configured (prometheus.url in the chart): agents are not seen"
         elif monitor.answered is False:
-            words = "Prometheus does not answer: agents are not seen"
+            words = f"{monitor.failure}: agents are not seen"
         visit.story.say(Condition.PLAN_APPLIED, None, reason, words)
-    elif report.accepted < plan.generation:
+    elif report.least_accepted < plan.generation:
         words = f"generation {plan.generation} is on its way to the agents"
         visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING_FOR_AGENTS, words)
-    elif report.active < plan.generation:
-        reason = Reason.WAITING_FOR_AGENTS if report.active else Reason.MEASURING_BASELINE
+    elif report.least_active < plan.generation:
+        reason = Reason.WAITING_FOR_AGENTS if report.least_active else Reason.MEASURING_BASELINE
         words = f"generation {plan.generation} holds from iteration {plan.first_iteration}"
         visit.story.say(Condition.PLAN_APPLIED, False, reason, words)
     else:
@@ -52,13 +74,47 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         visit.story.say(Condition.PLAN_APPLIED, True, Reason.ALL_AGENTS, words)
 
 
+def tell_observed(visit: Visit, monitor: Monitor, spec: PerseusJobSpec) -> None:
+    """Say whether the straggler loop sees what it needs."""
+    say = visit.story.say
+    job = monitor.find(visit.key)
+    problems = monitor.sources.problems(visit.key)
+    pipelines = spec.parallelism.pipelines
+    seen = len(job.report.pipelines) if job is not None and job.silent_since is None else 0
+    if not spec.straggler.enabled or pipelines < 2:
+        say(Condition.OBSERVED, True, Reason.STRAGGLERS_IGNORED, "nobody looks for stragglers of this job")
+    elif monitor.answered is None:
+        say(Condition.OBSERVED, False, Reason.NO_MEASUREMENTS, "no Prometheus is configured (prometheus.url)")
+    elif monitor.answered is False:
+        hold = f"the last plan holds for {spec.straggler.hold_seconds} s, then the plan without stragglers returns"
+        say(Condition.OBSERVED, False, Reason.NO_MEASUREMENTS, f"{monitor.failure}; {hold}")
+    elif problems:
+        reason, _ = problems[0]
+        say(Condition.OBSERVED, False, reason, "; ".join(words for _, words in problems))
+    elif seen < pipelines:
+        words = f"{seen} of {pipelines} pipelines are seen to move in Prometheus"
+        say(Condition.OBSERVED, False, Reason.NO_MEASUREMENTS, words)
+    elif monitor.has_rules is False:
+        words = (
+            f"all {pipelines} pipelines are seen; Prometheus lacks this version's recording rules (prometheus.rules in "
+            "the chart): sums over all GPUs are computed at each question"
+        )
+        say(Condition.OBSERVED, True, Reason.RULES_MISSING, words)
+    else:
+        say(Condition.OBSERVED, True, Reason.SOURCES_ANSWER, f"all {pipelines} pipelines are seen")
+
+
 def tell_stragglers(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Plan, stragglers: Stragglers) -> None:
-    """Say who is slow, and what the others do about it."""
+    """Say who is slow, why, and what the others do about it."""
     say = visit.story.say
     if stragglers.pipelines:
-        slow = ", ".join(str(index) for index in stragglers.pipelines[:10])
-        words = f"pipeline {slow} is slow: the others take {stragglers.deadline_seconds:.3f} s for an iteration"
-        say(Condition.STRAGGLING, True, Reason.PIPELINE_SLOW, words)
+        first = visit.findings[0] if visit.findings else None
+        reason = _REASONS.get(first.finding.cause, Reason.PIPELINE_SLOW) if first else Reason.PIPELINE_SLOW
+        told = "; ".join(_words_of(each) for each in visit.findings[:5])
+        more = len(stragglers.pipelines) - min(5, len(visit.findings))
+        words = f"{told}{f'; and {more} more' if more else ''}"
+        words += f": the others take {stragglers.deadline_seconds:.3f} s for an iteration"
+        say(Condition.STRAGGLING, True, reason, words)
     elif not spec.straggler.enabled:
         say(Condition.STRAGGLING, False, Reason.STRAGGLERS_IGNORED, "spec.straggler.enabled is false")
     elif len(plan.pipelines) < 2:
@@ -66,4 +122,24 @@ def tell_stragglers(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: 
     elif monitor.answered is not True:
         say(Condition.STRAGGLING, None, Reason.NO_MEASUREMENTS, "pipeline times are not seen in Prometheus")
     else:
-        say(Condition.STRAGGLING, False, Reason.NO_STRAGGLER, "all pipelines keep their time")
+        say(Condition.STRAGGLING, False, Reason.NO_STRAGGLER, _calm_words(visit, monitor))
+
+
+def _calm_words(visit: Visit, monitor: Monitor) -> str:
+    job = monitor.find(visit.key)
+    common = min((each.level for each in job.watch.evidence.values()), default=1.0) if job is not None else 1.0
+    if job is not None and len(job.watch.evidence) == len(job.plan.pipelines) and common > ALL_SLOW_RATIO:
+        return f"all pipelines take {100 * (common - 1):.0f} % longer than planned: nobody waits for another"
+    return "all pipelines keep their time"
+
+
+def _words_of(each: StragglerFinding) -> str:
+    finding = each.finding
+    words = f"pipeline {each.pipeline} is slow by {100 * (each.ratio - 1):.0f} %"
+    why = _CAUSES.get(finding.cause, "")
+    place = ", ".join(
+        f"{name} {value}"
+        for name, value in (("pod", finding.pod), ("node", each.node), ("stage", finding.stage), ("GPU", finding.gpu))
+        if value
+    )
+    return words + (f" ({why}{': ' if place else ''}{place})" if why else "")

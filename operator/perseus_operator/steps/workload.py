@@ -37,7 +37,6 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
     if spec.suspend:
         visit.story.say(Condition.WORKLOAD_READY, False, Reason.SUSPENDED, "spec.suspend is true")
     elif ready < ranks:
-        visit.settled = False
         visit.story.say(
             Condition.WORKLOAD_READY, False, Reason.PODS_STARTING, f"{ready} of {ranks} training pods are ready"
         )

@@ -1,0 +1,1 @@
+"""The straggler loop measured: false alarms, detection, scale. ``python -m benchmarks.stragglers``."""

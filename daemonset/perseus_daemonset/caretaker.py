@@ -1,0 +1,126 @@
+"""The thread of one GPU's own: it makes the calls that nobody must wait for, and looks whether the clock is held.
+
+A device that answers slowly, or not at all, thereby costs its own rank's readings and nothing else: no other GPU's
+clock, no watch of the API, no page of metrics. What the pages show is the last reading, a second old at most while the
+device answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from perseus_daemonset.controller import ClockController
+from perseus_daemonset.hardware import HardwareError, Reading
+from perseus_daemonset.held import SETTLE_SECONDS, HeldClock, Verdict
+
+TICK_SECONDS = 0.05
+READ_SECONDS = 0.5
+DOUBT_SECONDS = 0.1
+THROTTLE_SECONDS = 5.0
+RETRY_UNLOCK_SECONDS = 1.0
+STALE_SECONDS = 15.0
+
+
+class Caretaker:
+    """Looks after one GPU.
+
+    Attributes:
+        controller: its clock.
+        held: whether its clock is held.
+        throttled: seconds below its clocks by cause, as the device counts them.
+        failure: code of the error that the last reading met, empty if it met none.
+        under_load: tells which work runs on the GPU now, None if none that has a clock.
+    """
+
+    def __init__(self, controller: ClockController) -> None:
+        """Take a GPU over; see `start`."""
+        self.controller = controller
+        self.held = HeldClock()
+        self.throttled: dict[str, float] = {}
+        self.failure = ""
+        self.under_load: Callable[[], object | None] | None = None
+        self._reading: Reading | None = None
+        self._read_seconds = 0.0
+        self._judged_seconds = 0.0
+        self._throttle_seconds = 0.0
+        self._tried_seconds = 0.0
+        self._nudged = threading.Event()
+        self._stopped = False
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last reading, None if the device has not answered for a while."""
+        return self._reading if time.monotonic() - self._read_seconds < STALE_SECONDS else None
+
+    def start(self) -> None:
+        """Begin; the thread lives as long as the agent."""
+        threading.Thread(target=self._run, name="caretaker", daemon=True).start()
+
+    def nudge(self) -> None:
+        """There is a wish in the controller's slot."""
+        self._nudged.set()
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._stopped = True
+        self._nudged.set()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._nudged.wait(TICK_SECONDS if self.under_load is not None else READ_SECONDS)
+            self._nudged.clear()
+            self.controller.work()
+            self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self.controller.owes_unlock and now - self._tried_seconds > RETRY_UNLOCK_SECONDS:
+            self._tried_seconds = now
+            self.controller.pay()
+        try:
+            if self._may_judge(now):
+                self._judge(now)
+            elif now - self._read_seconds >= 2 * READ_SECONDS and now - self._tried_seconds >= 2 * READ_SECONDS:
+                self._tried_seconds = now
+                self._read()
+            if now - self._throttle_seconds > THROTTLE_SECONDS:
+                self._throttle_seconds = now
+                self.throttled = self.controller.gpu.throttle_seconds()
+        except HardwareError as error:
+            self.failure = error.code
+            self.controller.note(error)
+
+    def _read(self) -> Reading:
+        self._reading = self.controller.gpu.read()
+        self._read_seconds = time.monotonic()
+        self.failure = ""
+        return self._reading
+
+    def _may_judge(self, now: float) -> bool:
+        period = DOUBT_SECONDS if self.held.reason else READ_SECONDS
+        return (
+            now - self._judged_seconds >= period
+            and self.controller.requested_megahertz is not None
+            and now - self.controller.since >= SETTLE_SECONDS
+            and self.under_load is not None
+            and self.under_load() is not None
+        )
+
+    def _judge(self, now: float) -> None:
+        """Read under load; it counts only if clock and work were the same before and after."""
+        controller, under_load = self.controller, self.under_load
+        request, requested, work = controller.request, controller.requested_megahertz, under_load and under_load()
+        self._tried_seconds = now
+        reading = self._read()
+        same = controller.request == request and self.under_load is under_load and under_load and under_load() is work
+        if requested is None or work is None or not same or "gpu_idle" in reading.event_reasons:
+            return
+        seconds = min(now - self._judged_seconds, 2 * READ_SECONDS)
+        self._judged_seconds = now
+        verdict = self.held.judge(request, requested, reading, seconds)
+        if verdict is Verdict.FOREIGN:
+            controller.yield_to_others()
+        elif verdict is Verdict.HELD:
+            controller.trusted()

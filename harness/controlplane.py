@@ -1,0 +1,261 @@
+"""A bare control plane: real etcd and kube-apiserver on loopback, and whichever controllers a scenario asks for.
+
+No node, no network of its own: it starts in seconds beside any other. Each part can be killed and started again, for
+that is what the scenarios are about. All requests are audited, so that a test can say who did what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.client import Client, Refused
+from testbed import binaries as programs
+from testbed.errors import TestbedError
+from testbed.execution import run, wait_until
+from testbed.folders import Folders
+
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEM = "perseus-system"
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "users": ["admin", "system:apiserver"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}
+_CLIENT_RATE = ("--kube-api-qps=300", "--kube-api-burst=600")
+_START_SECONDS = 90.0
+# A killed run leaves no process behind.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+class ControlPlane:
+    """etcd, an API server, and controllers if asked for.
+
+    Attributes:
+        folder: of this control plane's files and logs.
+        client: speaks as the administrator.
+        url: of the API server.
+    """
+
+    def __init__(self, folder: Path, controllers: Sequence[str] = (), scheduler: bool = False) -> None:
+        """Prepare one in a folder; `start` starts it.
+
+        Args:
+            folder: for its files.
+            controllers: of kube-controller-manager, in the words of its flag; none: it does not run.
+            scheduler: whether kube-scheduler runs.
+        """
+        self.folder = folder
+        self._controllers = tuple(controllers)
+        self._scheduler = scheduler
+        self._ports = {name: free_port() for name in ("etcd", "peer", "api", "manager", "scheduler")}
+        self.url = f"https://127.0.0.1:{self._ports['api']}"
+        self._binaries = programs.build(Folders.from_environment().cache, only={"kubernetes"})
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.client = Client(self.url, "token", self.certificate)
+
+    @property
+    def certificate(self) -> Path:
+        """The API server's certificate, which is its own authority."""
+        return self.folder / "ca.crt"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's credentials."""
+        return self.folder / "kubeconfig"
+
+    @property
+    def audit_log(self) -> Path:
+        """What service accounts asked for, one JSON document a line."""
+        return self.folder / "audit.log"
+
+    @property
+    def kubectl_path(self) -> Path:
+        """Kubectl."""
+        return self._binaries["kubectl"]
+
+    def start(self) -> None:
+        """Start everything, and install the CRD and the operator's namespace.
+
+        Raises:
+            TestbedError: a part does not come up.
+        """
+        self._prepare()
+        for name in ("etcd", "api"):
+            self.start_part(name)
+        self.wait_until_ready()
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
+            self.kubectl("apply", "--server-side", "-f", str(path))
+        self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+        self.kubectl("create", "namespace", SYSTEM)
+        if self._controllers:
+            self.start_part("manager")
+        if self._scheduler:
+            self.start_part("scheduler")
+
+    def stop(self) -> None:
+        """Kill everything."""
+        for name in reversed(list(self._processes)):
+            self.kill_part(name)
+
+    def start_part(self, name: str) -> None:
+        """Start etcd, api, manager or scheduler (again)."""
+        arguments = {
+            "etcd": self._etcd,
+            "api": self._api_server,
+            "manager": self._controller_manager,
+            "scheduler": self._kube_scheduler,
+        }[name]()
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [*DIES_WITH_US, *(str(each) for each in arguments)], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def kill_part(self, name: str) -> None:
+        """SIGKILL a part, if it runs."""
+        process = self._processes.pop(name, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the API server says that it is ready.
+
+        Raises:
+            TestbedError: not in time.
+        """
+        wait_until("the bare API server", self.is_ready, timeout_seconds=_START_SECONDS, period_seconds=0.2)
+
+    def is_ready(self) -> bool:
+        """Whether the API server answers."""
+        try:
+            return self.client.text("/readyz") == "ok"
+        except (Refused, OSError):
+            return False
+
+    def megabytes(self, name: str) -> float:
+        """Return the resident memory of a part."""
+        return resident_megabytes(self._processes[name].pid)
+
+    def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
+        """Run kubectl as the administrator.
+
+        Raises:
+            TestbedError: it failed.
+        """
+        return run([self.kubectl_path, "--kubeconfig", self.kubeconfig, *arguments], text_input=input_text)
+
+    def write_kubeconfig(self, path: Path, url: str = "", token: str = "token", user: str = "admin") -> Path:
+        """Write credentials for a user, for the API server or for something that stands before it."""
+        server: dict[str, Any] = {"server": url or self.url}
+        if server["server"].startswith("https"):
+            server["certificate-authority"] = str(self.certificate)
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "bare", "cluster": server}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": "bare", "context": {"cluster": "bare", "user": user}}],
+            "current-context": "bare",
+        }
+        path.write_text(json.dumps(document))
+        return path
+
+    def account_token(self, namespace: str, name: str) -> str:
+        """Return a token of a service account."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        answer = self.client.post(path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}})
+        return str(answer["status"]["token"])
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        key, account = str(self.folder / "ca.key"), self.folder / "account.key"
+        subject = ["-subj", "/CN=bare", "-addext", "subjectAltName=IP:127.0.0.1"]
+        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key]
+        run([*request, "-out", str(self.certificate), *subject])
+        run(["openssl", "genrsa", "-out", account, "2048"])
+        (self.folder / "tokens.csv").write_text("token,admin,admin,system:masters\n")
+        (self.folder / "audit-policy.json").write_text(json.dumps(_AUDIT_POLICY))
+        self.write_kubeconfig(self.kubeconfig)
+
+    def _etcd(self) -> list[Any]:
+        url, peer = f"http://127.0.0.1:{self._ports['etcd']}", f"http://127.0.0.1:{self._ports['peer']}"
+        return [
+            self._binaries["etcd"], f"--data-dir={self.folder / 'etcd'}", f"--listen-client-urls={url}",
+            f"--advertise-client-urls={url}", f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}", "--unsafe-no-fsync", "--log-level=warn",
+        ]  # fmt: skip
+
+    def _api_server(self) -> list[Any]:
+        account = self.folder / "account.key"
+        return [
+            self._binaries["kube-apiserver"], f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
+            f"--secure-port={self._ports['api']}", "--bind-address=127.0.0.1",
+            f"--tls-cert-file={self.certificate}", f"--tls-private-key-file={self.folder / 'ca.key'}",
+            f"--token-auth-file={self.folder / 'tokens.csv'}", "--authorization-mode=RBAC",
+            "--service-account-issuer=https://bare", f"--service-account-key-file={account}",
+            f"--service-account-signing-key-file={account}", "--service-cluster-ip-range=10.97.0.0/16",
+            "--disable-admission-plugins=ServiceAccount",
+            f"--audit-policy-file={self.folder / 'audit-policy.json'}", f"--audit-log-path={self.audit_log}",
+            # Buckets of requests are for clusters of many tenants; here they would be what is measured.
+            "--max-requests-inflight=800", "--max-mutating-requests-inflight=400",
+        ]  # fmt: skip
+
+    def _controller_manager(self) -> list[Any]:
+        return [
+            self._binaries["kube-controller-manager"], f"--kubeconfig={self.kubeconfig}",
+            "--bind-address=127.0.0.1", f"--secure-port={self._ports['manager']}", "--leader-elect=false",
+            f"--controllers={','.join(self._controllers)}", f"--cert-dir={self.folder / 'manager'}", *_CLIENT_RATE,
+        ]  # fmt: skip
+
+    def _kube_scheduler(self) -> list[Any]:
+        return [
+            self._binaries["kube-scheduler"], f"--kubeconfig={self.kubeconfig}", "--bind-address=127.0.0.1",
+            f"--secure-port={self._ports['scheduler']}", "--leader-elect=false",
+            f"--cert-dir={self.folder / 'scheduler'}", *_CLIENT_RATE,
+        ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(folder: Path, controllers: Sequence[str] = (), scheduler: bool = False) -> Iterator[ControlPlane]:
+    """A control plane for the time of a block; its data goes away with it, its logs stay."""
+    plane = ControlPlane(folder, controllers, scheduler)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+        shutil.rmtree(folder / "etcd", ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def resident_megabytes(pid: int) -> float:
+    """Return a process's resident memory.
+
+    Raises:
+        TestbedError: there is no such process.
+    """
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+    except FileNotFoundError:
+        pass
+    raise TestbedError(f"process {pid} is gone")

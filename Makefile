@@ -21,8 +21,8 @@ native: ## Compile the simulated NVML library
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
-demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved
-	@$(PYTHON_BIN) -m demo
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: none measured)
+	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
 .PHONY: up
 up: venv ## The cluster with the operator, simulated GPUs and Prometheus
@@ -57,6 +57,10 @@ lint: venv ## ruff, mypy --strict, import layers
 bench: venv ## Benchmarks; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -m benchmarks
+
+.PHONY: bench-profiling
+bench-profiling: venv native ## Measured profiles against the simulated device's truth, in real time: about ten minutes
+	@$(PYTHON_BIN) -m benchmarks.profiling
 
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)

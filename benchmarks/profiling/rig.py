@@ -40,7 +40,9 @@ from agent_process import PLAN_NAME, AgentProcess, Kubelet, uid
 
 JOB = JobReference(namespace="research", name="gpt", uid="job-1")
 FIRST_PORT = 29_500
-START_SECONDS = 120.0
+# A real GPU needs no processor to compute, and a node's agent has one to itself: neither must wait for whatever else
+# this machine does.
+IN_TIME = ("chrt", "--fifo", "10")
 
 
 @dataclass
@@ -120,8 +122,8 @@ def running_job(
     kubelet.devices = [(f"gpt-{rank}", names.GPU_RESOURCE, node.gpus[rank].uuid) for rank in range(count)]
     environment = simulator_environment(node)
     agent = AgentProcess(folder, environment, changes_per_second=20.0)
+    agent.prefix = IN_TIME
     agent.start()
-    agent.hurry()
     rig = Rig(node, pipeline, pipelines, agent)
     addresses = ",".join(f"127.0.0.1:{FIRST_PORT + os.getpid() % 1000 * 20 + rank}" for rank in range(count))
     try:
@@ -150,8 +152,7 @@ def running_job(
 
 def _start(rank: int, folder: Path, environment: dict[str, str], agent: AgentProcess) -> subprocess.Popen[bytes]:
     """Start a rank that waits until its pod is known: the agent asks at its first message."""
-    # A real GPU needs no processor to compute; the simulated one must not wait for whatever else the machine does.
-    command = ["nice", "-n", "-10", "sh", "-c", f"read go && exec {sys.executable} -m perseus_simulator.main train"]
+    command = [*IN_TIME, "sh", "-c", f"read go && exec {sys.executable} -m perseus_simulator.main train"]
     with (folder / f"rank-{rank}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
     agent.is_in_pod(process.pid, uid(rank))

@@ -131,7 +131,7 @@ class Api:
         given = (("labelSelector", selector), ("fieldSelector", field_selector))
         query = [(name, value) for name, value in given if value]
         answer = await self._request("GET", kind.path(namespace), query=query)
-        items: list[Document] = answer["items"]
+        items: list[Document] = answer.get("items") or []
         return items
 
     async def find_metadata(self, kind: Kind) -> list[Document]:
@@ -141,7 +141,7 @@ class Api:
             ApiRefusal: the server refused.
         """
         answer = await self._request("GET", kind.path(""), query=[("resourceVersion", "0")], accept=_METADATA_ALONE)
-        items: list[Document] = answer["items"]
+        items: list[Document] = answer.get("items") or []
         return items
 
     async def apply(self, document: Document, subresource: str = "") -> Document:

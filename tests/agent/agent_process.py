@@ -125,6 +125,7 @@ class AgentProcess:
         self._environment = environment
         self._rate = changes_per_second
         self._process: subprocess.Popen[str] | None = None
+        self.prefix: tuple[str, ...] = ()  # of its command: how it is scheduled
         self.is_in_pod(os.getpid(), uid(0))
 
     @property
@@ -139,16 +140,11 @@ class AgentProcess:
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
-        command = [sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
+        command = [*self.prefix, sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
         self._process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._read() == {}
-
-    def hurry(self) -> None:
-        """Come before what else the machine does: for measurements, on a machine that others use."""
-        assert self._process is not None
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, -10)
 
     def is_in_pod(self, pid: int, pod: str | None) -> None:
         """Let a process be in a pod by its control group (systemd's names, version 2), or in none."""

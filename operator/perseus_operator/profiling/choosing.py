@@ -73,7 +73,9 @@ def _downward(clocks: list[int], measured: list[int], energies: Mapping[int, flo
         if before and min(energies[clock] for clock in measured[place : place + RISES]) > min(before):
             return []
     lowest = min(measured, default=max(clocks) + 1)
-    return [clock for clock in clocks if clock < lowest][:FULL_ROUND]
+    # What did not become exact enough comes again, before what lies below.
+    again = [clock for clock in clocks if clock > lowest and clock not in energies]
+    return (again + [clock for clock in clocks if clock < lowest])[:FULL_ROUND]
 
 
 def _coarse(clocks: list[int], energies: Mapping[int, float]) -> list[int]:

@@ -47,6 +47,7 @@ ANNOTATION_ITERATIONS = f"{names.GROUP}/sweep-iterations"
 ANNOTATION_SLOWDOWN = f"{names.GROUP}/sweep-slowdown-permille"
 # Windows that begin further ahead than this wait for iterations that a restarted training will not reach soon.
 FAR_AHEAD_ITERATIONS = 50
+UNBOUNDED = 1e3  # Pods that run for the profile alone may be as slow as they are.
 logger = logging.getLogger("perseus.operator")
 
 
@@ -163,9 +164,8 @@ class ProfileStep:
         if running is not None and _is_far_ahead(running, reports, spec):
             running = None
         memory = self._memory(visit.key, measurement)
-        settings = SweepSettings(
-            bound=spec.profiling.max_slowdown_percent / 100, adaptive=spec.profiling.sweep is SweepType.ADAPTIVE
-        )
+        bound = UNBOUNDED if spec.profiling.mode is ProfilingMode.PODS else spec.profiling.max_slowdown_percent / 100
+        settings = SweepSettings(bound=bound, adaptive=spec.profiling.sweep is SweepType.ADAPTIVE)
         orders = await asyncio.to_thread(_orders, spec)
         step = await asyncio.to_thread(decide, orders, reports, measurement, running, settings, memory)
         if isinstance(step, Finished):

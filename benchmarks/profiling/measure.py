@@ -38,6 +38,7 @@ DEVICE = {
 LABEL_CLOCKS = (1410, 1380, 1200, 1170, 1005, 810)
 LABEL_WINDOWS = (1, 2, 5)  # iterations at one clock
 SLOWDOWN_PERCENT = 10
+UNBOUNDED = 1e3  # the full sweep is the reference, as profiling pods run it
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def measure() -> dict[str, float]:
     ):
         _tell("full sweep")
         begin = time.monotonic()
-        full = rig.sweep(SweepSettings(bound=SLOWDOWN_PERCENT / 100, adaptive=False), "full", tell=_tell)
+        full = rig.sweep(SweepSettings(bound=UNBOUNDED, adaptive=False), "full", tell=_tell)
         full_seconds, begin = time.monotonic() - begin, time.monotonic()
         _tell("adaptive sweep")
         adaptive = rig.sweep(SweepSettings(bound=SLOWDOWN_PERCENT / 100), "adaptive", tell=_tell)

@@ -16,8 +16,8 @@ from perseus_operator.profiling.merging import Key, Row
 COARSE_RATIO = 0.92
 FIRST_ROUND = 5  # then one clock of the coarse grid after the other, until energy rises
 RISES = 5
+FULL_ROUND = RISES  # clocks of one round of the full sweep: none much beyond where it stops
 MAXIMUM_SHARE = 1 / 3
-FULL_ROUND = 12  # clocks of one round of the full sweep
 REFINED_ROUND = 4
 # A gap that can hide less than this share of the energy changes no plan that one could tell.
 SMALLEST_GAP = 0.001

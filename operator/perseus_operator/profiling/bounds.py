@@ -36,6 +36,8 @@ def iteration_time(orders: Sequence[Order], clock: int, measured: Measurements) 
 
     In seconds once any clock is measured; before that in units of their own.
     """
+    kinds = {(stage, step.instruction) for stage, order in enumerate(orders) for step in order}
+    seconds = {key: instruction_time(key, clock, measured) for key in kinds}
     ends: dict[tuple[Instruction, int, int], float] = {}
     place = [0] * len(orders)
     now = [0.0] * len(orders)
@@ -50,7 +52,7 @@ def iteration_time(orders: Sequence[Order], clock: int, measured: Measurements) 
                 if needed is not None and needed not in ends:
                     break
                 begin = max(now[stage], ends[needed] if needed is not None else 0.0)
-                now[stage] = begin + instruction_time((stage, step.instruction), clock, measured)
+                now[stage] = begin + seconds[stage, step.instruction]
                 ends[step.instruction, stage, step.microbatch] = now[stage]
                 place[stage] += 1
                 moved = True

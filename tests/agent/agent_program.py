@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from perseus_daemonset.agent import SWITCH_INTERVAL_SECONDS
 from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import Journal, sole_holder
 from perseus_daemonset.latency import METRICS
@@ -31,6 +32,7 @@ def slices(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Serve until stdin says stop."""
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     folder = Path(sys.argv[1])
     journal = Journal(folder / "journal")
     with sole_holder(folder / "journal"):

@@ -231,3 +231,12 @@ def test_a_temperature_that_stands_still_is_steady_and_one_that_rises_is_not() -
     assert steadiness.is_steady
     steadiness.iteration("other work", 1000)
     assert steadiness.is_steady, "work that changed tells nothing"
+
+
+def test_a_row_that_was_told_late_does_not_move_the_powers() -> None:
+    fit: PowerFit[str] = PowerFit()
+    for index in range(30):
+        first = 0.02 + 0.002 * (index % 7)
+        fit.add({"a": first, "b": 0.1 - first}, 150 * first + 200 * (0.1 - first) + 0.01 * (index % 3))
+    fit.add({"a": 0.1}, 4.0)
+    assert {state: power.watts for state, power in fit.solve().items()} == pytest.approx({"a": 150, "b": 200}, rel=0.01)

@@ -21,7 +21,7 @@ COPY simulator /build/simulator
 RUN cd /build && /opt/perseus/bin/pip wheel --no-cache-dir --quiet --no-deps --no-build-isolation --wheel-dir /wheel .
 
 FROM python AS operator-dependencies
-RUN python3 /build/scripts/requirements operator | /opt/perseus/bin/pip install --no-cache-dir --quiet -r /dev/stdin
+RUN python3 /build/scripts/requirements operator-image | /opt/perseus/bin/pip install --no-cache-dir --quiet -r /dev/stdin
 
 FROM python AS optimiser-dependencies
 RUN python3 /build/scripts/requirements optimiser | /opt/perseus/bin/pip install --no-cache-dir --quiet -r /dev/stdin

@@ -24,6 +24,10 @@ native: ## Compile the simulated NVML library
 demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: none measured)
 	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
+.PHONY: example
+example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster
+	@$(PYTHON_BIN) examples/torch-pipelining/run.py
+
 .PHONY: up
 up: venv ## The cluster with the operator, simulated GPUs and Prometheus
 	@$(PYTHON_BIN) -m testbed.installation
@@ -50,27 +54,66 @@ test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatr
 lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness
+	@.venv/bin/mypy api planner trainer daemonset operator simulator testbed demo harness dashboards
 	@.venv/bin/lint-imports
 
 .PHONY: bench
-bench: venv ## Benchmarks; figures go to build/bench
+bench: venv ## Benchmarks, beside the public solver; figures go to build/bench
 	@mkdir -p build/bench
+	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(PYTHON_BIN) -m benchmarks
 
 .PHONY: bench-profiling
 bench-profiling: venv native ## Measured profiles against the simulated device's truth, in real time: about ten minutes
 	@$(PYTHON_BIN) -m benchmarks.profiling
 
+.PHONY: bench-kills
+bench-kills: venv native ## A thousand deaths at random moments: locks left, bystanders touched
+	@$(PYTHON_BIN) -m benchmarks.kills $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-agent
+bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (cargo; built once, in a cache)
+	@$(PYTHON_BIN) -m benchmarks.agent
+
+.PHONY: bench-stragglers
+bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
+	@$(PYTHON_BIN) -m benchmarks.stragglers
+
+.PHONY: bench-writes
+bench-writes: venv ## Kill the operator at every write, play every fault; build/bench/writes.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks writes
+
+.PHONY: bench-operator
+bench-operator: venv ## 1,000 jobs on 1,250 nodes of kwok's; build/bench/operator.json
+	@mkdir -p build/bench
+	@$(PYTHON_BIN) -m benchmarks operator
+
 .PHONY: savings
 savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings
+
+FUZZ_SECONDS := 120
+
+.PHONY: fuzz
+fuzz: venv ## Fuzz the loaders of files with atheris for FUZZ_SECONDS each
+	@$(PYTHON_BIN) -c 'import atheris' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@for target in profile header orders frontier; do \
+	  $(PYTHON_BIN) -m tests.planner.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 || exit 1; done
 
 .PHONY: crds
 crds: venv ## Copy the CRD into the chart, and write docs/reference.md from it
 	@mkdir -p charts/perseus-operator/crds
 	@cp crds/*.yaml charts/perseus-operator/crds/
 	@$(PYTHON_BIN) scripts/api_reference
+
+.PHONY: dashboards
+dashboards: venv ## Write the Grafana dashboards' JSON into the chart
+	@$(PYTHON_BIN) -m dashboards
+
+.PHONY: pictures
+pictures: venv ## Play the demonstration and draw what the dashboards show of it into docs/pictures
+	@$(PYTHON_BIN) -m demo.pictures
 
 .PHONY: docs
 docs: venv ## Build the documentation into build/site, every link checked

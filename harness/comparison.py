@@ -4,7 +4,8 @@ Left out: UIDs, resource versions and times; the name of the namespace; the iter
 depends on how far training was); the hash of an object's own content, which is of the UID too; events (they follow
 the status write and may be lost with a kill, but none may be told twice, see `doubled_events`). Everything else is
 compared: content, labels, owners, finalizers, field managers and what each of them owns, conditions with their
-messages, and the generation of the plan, which must be the same number in every run.
+messages, and plans. How many plans a straggler gets depends on when it is measured, so the generation in force is
+compared with the number of plans that there were: `plan_troubles` finds one that was skipped, or written twice.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import base64
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from perseus_api import names
 from perseus_api.plan import Plan
+from perseus_operator.planning import same_clocks
 
 from harness.client import Client, Document
 from harness.controlplane import SYSTEM
@@ -26,6 +29,7 @@ State = dict[str, Any]
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _OPTIMISER = re.compile(r"-optimiser-[0-9a-f]{8}")
 _ITERATION = re.compile(r"iteration \d+")
+_GENERATION = re.compile(r"generation \d+")
 _DROPPED = {
     "resourceVersion", "creationTimestamp", "time", "lastTransitionTime", "firstIteration", "startTime", "uid",
     "clusterIP", "clusterIPs", "deletionTimestamp", f"{names.GROUP}/content-hash",
@@ -70,6 +74,34 @@ def differences(wanted: State, found: State) -> list[str]:
     for name in sorted(wanted.keys() & found.keys()):
         lines += [f"{name}: {each}" for each in _walk(wanted[name], found[name], "")][:4]
     return lines
+
+
+def plan_troubles(plans: list[Plan]) -> list[str]:
+    """Return what is wrong with the plans that reached the agents, in order.
+
+    Generations follow each other without a gap, and each plan differs from the one before it: the same clocks again
+    would be a plan that was written twice.
+    """
+    found = []
+    for before, plan in pairwise(plans):
+        if plan.generation != before.generation + 1:
+            found.append(f"generation {plan.generation} follows generation {before.generation}")
+        elif same_clocks(before, plan):
+            found.append(f"generation {plan.generation} says what generation {before.generation} said")
+    return found
+
+
+def shifted(state: State, by: int) -> State:
+    """Return a state as if there had been so many plans fewer."""
+    if not by:
+        return state
+    text = re.sub(r"generation (\d+)", lambda match: f"generation {int(match[1]) - by}", json.dumps(state))
+    found: State = json.loads(text)
+    for name, each in found.items():
+        plan = each.get("plan") if name.startswith("plan/") else (each.get("status") or {}).get("plan")
+        if plan:
+            plan["generation"] -= by
+    return found
 
 
 def doubled_events(client: Client, namespace: str, allowed: Counter[str]) -> list[str]:

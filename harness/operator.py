@@ -64,6 +64,12 @@ class OperatorProcess:
         return resident_megabytes(self._process.pid)
 
     @property
+    def peak_megabytes(self) -> float:
+        """Highest resident memory since its start."""
+        assert self._process is not None, "it was not started"
+        return resident_megabytes(self._process.pid, peak=True)
+
+    @property
     def cpu_seconds(self) -> float:
         """Processor time that it has used."""
         assert self._process is not None, "it was not started"

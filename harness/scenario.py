@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from perseus_api import names
+from perseus_api.plan import Plan
 
 from harness.client import Client, Document, Refused
 from harness.comparison import State, events_of, plans_of, state_of
@@ -75,6 +76,8 @@ class Outcome:
         writes: how many the operator made.
         seconds: how long it took.
         trouble: the step that was not reached, if any.
+        shift: how many plans there were beyond one for each step.
+        plans: that reached the agents.
     """
 
     living: State = field(default_factory=dict)
@@ -83,6 +86,8 @@ class Outcome:
     writes: int = 0
     seconds: float = 0.0
     trouble: str = ""
+    shift: int = 0
+    plans: list[Plan] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -111,7 +116,7 @@ class Life:
         """Play it on a stage, in a namespace of its own.
 
         Attributes:
-            shift: how many generations of the plan a disturbance has added for a good reason.
+            shift: how many plans there were beyond one for each step.
         """
         self.stage = stage
         self.shift = 0
@@ -135,6 +140,8 @@ class Life:
             outcome.trouble = str(error)
         outcome.events = events_of(self._client, self.namespace)
         outcome.writes = len(self.stage.proxy.writes)
+        outcome.shift = self.shift
+        outcome.plans = self.stage.training.history(self.key)
         outcome.seconds = time.monotonic() - begin
         self.stage.training.end(self.key)
         return outcome
@@ -219,21 +226,23 @@ class Life:
         self.wait("nothing but the profile is left", lambda: len(state_of(self._client, self.namespace)) == 1)
 
     def wait_for_plan(self, generation: int, straggling: bool) -> None:
-        """Wait until agents run a generation of the plan and the status tells it."""
+        """Wait until agents run such a generation of the plan, or a later one, and the status tells it."""
         generation += self.shift
 
         def told() -> bool:
             status: Document = (self._client.get(job_path(self.namespace, JOB)) or {}).get("status") or {}
             conditions = {each["type"]: each for each in status.get("conditions", [])}
-            if (status.get("plan") or {}).get("generation") != generation:
+            found = int((status.get("plan") or {}).get("generation") or 0)
+            if found < generation:
                 return False
             return (
                 conditions["PlanApplied"]["status"] == "True"
                 and conditions["Straggling"]["status"] == str(straggling)
-                and self.stage.training.active_generation(self.key) == generation
+                and self.stage.training.active_generation(self.key) == found
             )
 
         self.wait(f"generation {generation} runs and is told", told)
+        self.shift += self.stage.training.active_generation(self.key) - generation
 
     def wait(self, what: str, condition: Callable[[], object], timeout_seconds: float = _STEP_SECONDS) -> None:
         """Wait for a condition, and start a dead operator anew.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from harness.comparison import differences, doubled_events
+from harness.comparison import differences, doubled_events, plan_troubles, shifted
 from harness.proxy import Answer, Moment, Request
 from harness.scenario import Life, Outcome, Stage
 
@@ -68,7 +68,8 @@ def compare(stage: Stage, calm: Outcome, outcome: Outcome, life: Life) -> list[s
     """Return what differs from the undisturbed life."""
     if outcome.trouble:
         return [outcome.trouble]
-    found = differences(calm.living, outcome.living) + differences(calm.after, outcome.after)
+    found = differences(shifted(calm.living, calm.shift), shifted(outcome.living, outcome.shift))
+    found += differences(calm.after, outcome.after) + plan_troubles(outcome.plans)
     return found + doubled_events(stage.client, life.namespace, calm.events)
 
 

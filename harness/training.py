@@ -95,6 +95,7 @@ class Training:
         self._plane = plane
         self._runs: dict[JobKey, Run] = {}
         self._plans: dict[JobKey, Plan] = {}
+        self._history: dict[JobKey, list[Plan]] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         training = self
@@ -166,6 +167,11 @@ class Training:
         """Return the iteration that a job is in."""
         with self._lock:
             return self._runs[key].iteration
+
+    def history(self, key: JobKey) -> list[Plan]:
+        """Return the plans that reached a job's agents, in order."""
+        with self._lock:
+            return list(self._history.get(key, []))
 
     def seen_at(self, key: JobKey, generation: int) -> float | None:
         """Return the wall-clock time at which a generation reached a job's agents."""
@@ -242,6 +248,7 @@ class Training:
             if known is not None and known.job == plan.job and known.generation >= plan.generation:
                 return
             self._plans[key] = plan
+            self._history.setdefault(key, []).append(plan)
             run = self._runs.get(key)
             if run is not None:
                 run.held = plan

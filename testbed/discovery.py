@@ -35,10 +35,17 @@ def targets(pods: list[dict[str, dict[str, Any]]]) -> list[dict[str, object]]:
                     "namespace": metadata["namespace"],
                     "pod": metadata["name"],
                     "__metrics_path__": annotations.get(f"{_PREFIX}/path", "/metrics"),
+                    **_node(pod),
                 },
             }
         )
     return sorted(groups, key=str)
+
+
+def _node(pod: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the chart's PodMonitor does: an agent's series tell its node. The operator's speak of other nodes."""
+    component = (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/component")
+    return {"node": pod["spec"]["nodeName"]} if component == "agent" else {}
 
 
 def main() -> None:

@@ -50,6 +50,11 @@ class Installation:
         self._addresses_lock = threading.Lock()
 
     @property
+    def prometheus_url(self) -> str:
+        """Where the Prometheus that scrapes the pods answers."""
+        return self._site.prometheus_url
+
+    @property
     def kubeconfig(self) -> Path:
         """The administrator's credentials."""
         return self._site.folders.kubeconfig

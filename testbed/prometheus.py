@@ -81,6 +81,7 @@ def _configuration(site: Site, scrape_interval_seconds: float) -> dict[str, obje
     interval = f"{int(scrape_interval_seconds * 1000)}ms"
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+        "rule_files": [str(_ROOT / "charts" / "perseus-operator" / "rules" / "*.yaml")],
         "scrape_configs": [
             {
                 "job_name": "pods",

@@ -44,6 +44,9 @@ class Reason(StrEnum):
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"
     TEMPLATE_REFUSED = "TemplateRefused"
+    WORKLOAD_KIND_MISSING = "WorkloadKindMissing"  # spec.workloadRef: the cluster does not serve the kind
+    WORKLOAD_MISSING = "WorkloadMissing"
+    PODS_UNLABELLED = "PodsUnlabelled"
     TRAINING_FINISHED = "TrainingFinished"
     TRAINING_FAILED = "TrainingFailed"
     # PlanApplied
@@ -52,6 +55,10 @@ class Reason(StrEnum):
     MEASURING_BASELINE = "MeasuringBaseline"
     WAITING_FOR_AGENTS = "WaitingForAgents"
     PLAN_REFUSED = "PlanRefused"
+    PLAN_NOT_FOLLOWED = "PlanNotFollowed"  # the training script does something else
+    RANK_REFUSED = "RankRefused"  # an agent does not serve a pod
+    RANK_TWICE = "RankTwice"  # more ranks report than there are
+    CLOCKS_REFUSED = "ClocksRefused"  # a device does not let its clock be set, or somebody else sets it
     # Observed
     SOURCES_ANSWER = "SourcesAnswer"
     RULES_MISSING = "RulesMissing"  # Prometheus lacks this version's recording rules: it works, at a price
@@ -69,6 +76,8 @@ class Reason(StrEnum):
     NO_STRAGGLER = "NoStraggler"
     NO_MEASUREMENTS = "NoMeasurements"
     STRAGGLERS_IGNORED = "StragglersIgnored"  # spec.straggler.enabled is false
+    # No condition's: the event at the end of a job
+    REPORTED = "Reported"
     # Ready (else the reason of the first condition that is not well), and any condition that waits for an earlier one
     RUNNING = "Running"
     WAITING = "Waiting"

@@ -49,7 +49,7 @@ def decode(data: bytes, what: str) -> dict[str, Any]:
     if inflater.unconsumed_tail or not inflater.eof:
         raise DocumentError(f"the {what} is cut short or inflates to more than {MAXIMUM_INFLATED_BYTES} bytes")
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise DocumentError(f"the {what} is not JSON: write it again with the same version's tools") from None
     if not isinstance(document, dict):
@@ -82,6 +82,10 @@ def validated(model: type[Model], document: dict[str, Any], what: str) -> Model:
         return model.model_validate(document)
     except ValidationError as error:
         raise DocumentError(f"the {what} is not valid: {first_problem(error)}") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")  # Python reads NaN and Infinity, and then cannot write them
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 from perseus_api.errors import DocumentError
+from perseus_api.ranks import RankOrder, RankShape
 from perseus_api.schedules import JobSchedule
 
 
@@ -35,11 +36,17 @@ class Parallelism(_Part):
     pipelines: Annotated[int, Field(ge=1, le=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     microbatches: Annotated[int, Field(ge=1, le=4096)]
+    rank_order: RankOrder = RankOrder.PIPELINE_STAGE_TENSOR
 
     @property
     def ranks(self) -> int:
-        """Number of ranks, which is the number of training pods."""
-        return self.stages * self.pipelines * self.tensor_parallel
+        """Number of ranks, which is the number of GPUs."""
+        return self.shape.ranks
+
+    @property
+    def shape(self) -> RankShape:
+        """How ranks are numbered."""
+        return RankShape(self.stages, self.pipelines, self.tensor_parallel, self.rank_order)
 
 
 class Objective(_Part):
@@ -104,7 +111,8 @@ class StragglerPolicy(_Part):
 
     `window_iterations` are looked at for a small slowdown in noise, fewer where they suffice. Nobody is made slower
     twice within `dwell_seconds`. Without measurements the last decision holds for `hold_seconds`. `query` is PromQL
-    that gives slowdowns by the label `pipeline`.
+    that gives slowdowns by the label `pipeline`. Where instructions of all pipelines take more than `drift_percent`
+    longer or shorter than the profile says, the frontier is made anew from corrected times; 0: never.
     """
 
     enabled: bool = True
@@ -114,6 +122,7 @@ class StragglerPolicy(_Part):
     dwell_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
     hold_seconds: Annotated[int, Field(ge=5, le=86_400)] = 120
     query: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    drift_percent: Annotated[int, Field(ge=0, le=100)] = 5
 
     @model_validator(mode="after")
     def _consistent(self) -> StragglerPolicy:
@@ -128,8 +137,25 @@ class Accounting(_Part):
     baseline_iterations: Annotated[int, Field(ge=0, le=1000)] = 10
 
 
+class WorkloadKind(StrEnum):
+    """What `spec.workloadRef` may name."""
+
+    JOB = "Job"
+    STATEFUL_SET = "StatefulSet"
+    JOB_SET = "JobSet"
+    TRAIN_JOB = "TrainJob"
+    PYTORCH_JOB = "PyTorchJob"
+
+
+class WorkloadReference(_Part):
+    """Names a workload that exists beside the job."""
+
+    kind: WorkloadKind
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+
+
 class PerseusJobSpec(_Part):
-    """The whole spec. `template` is a PodTemplateSpec as a plain dictionary."""
+    """The whole spec: either `template`, a PodTemplateSpec as a plain dictionary, or `workload_ref`."""
 
     suspend: bool = False
     mode: RunMode = RunMode.TRAIN
@@ -139,7 +165,15 @@ class PerseusJobSpec(_Part):
     profiling: Profiling = Profiling()
     straggler: StragglerPolicy = StragglerPolicy()
     accounting: Accounting = Accounting()
-    template: dict[str, Any]
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    template: dict[str, Any] | None = None
+    workload_ref: WorkloadReference | None = None
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> PerseusJobSpec:
+        if (self.template is None) == (self.workload_ref is None):
+            raise ValueError("spec needs either a template or a workloadRef; set one of them")
+        return self
 
     @classmethod
     def parse(cls, spec: object) -> PerseusJobSpec:

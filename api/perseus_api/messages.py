@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from perseus_api.instructions import Instruction
 
@@ -111,9 +112,8 @@ class Hello:
         return cls(namespace, job, gpu_uuid, pipeline, stage, tensor_rank, pid)
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """One boundary of the training loop.
+class Boundary(NamedTuple):
+    """One boundary of the training loop. A tuple, since the agent makes one for each message that hurries.
 
     Attributes:
         kind: what begins or ends.
@@ -156,15 +156,24 @@ class Boundary:
         if len(packet) != BOUNDARY_BYTES:
             raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         kind, code, chunk, microbatch, iteration, time_nanoseconds = _BOUNDARY.unpack(packet)
-        try:
-            boundary_kind = BoundaryKind(kind)
-            instruction = Instruction.from_code(chr(code)) if code else None
-        except (ValueError, KeyError):
-            raise MessageError(f"unknown boundary kind {kind} or instruction code {code}") from None
-        has_instruction = boundary_kind in (BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END)
-        if has_instruction != (instruction is not None):
-            raise MessageError("instruction boundaries name an instruction, iteration boundaries do not")
-        return cls(boundary_kind, iteration, time_nanoseconds, instruction, microbatch, chunk)
+        meaning = _MEANINGS.get((kind, code))
+        if meaning is None:
+            raise MessageError(
+                f"unknown boundary kind {kind} or instruction code {code}; instruction boundaries name an instruction, "
+                "iteration boundaries do not"
+            )
+        return cls(meaning[0], iteration, time_nanoseconds, meaning[1], microbatch, chunk)
+
+
+# What a boundary's first two bytes may say; everything else is refused.
+_MEANINGS: dict[tuple[int, int], tuple[BoundaryKind, Instruction | None]] = {
+    **{(int(kind), 0): (kind, None) for kind in (BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END)},
+    **{
+        (int(kind), ord(instruction.code)): (kind, instruction)
+        for kind in (BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END)
+        for instruction in Instruction
+    },
+}
 
 
 def pack_boundary(

@@ -42,6 +42,10 @@ AGENT_METRICS: Final[dict[str, str]] = {
         "Energy that the same iterations would have cost unlocked: measured energy of an unlocked iteration plus "
         "blocking power times the time beyond the unlocked duration. Label source: measured or predicted."
     ),
+    "perseus_iterations_seconds_total": "Time of the iterations that the rank has finished, synchronisation included.",
+    "perseus_baseline_seconds_total": (
+        "Time that the same iterations would have taken unlocked. Label source: measured or predicted."
+    ),
     "perseus_gpu_baseline_iteration_joules": "Measured energy of one unlocked iteration of this GPU.",
     "perseus_gpu_baseline_iteration_seconds": "Measured duration of one unlocked iteration of this GPU.",
     "perseus_gpu_clock_requested_hertz": "SM clock that the agent has locked; 0 when unlocked.",
@@ -79,6 +83,10 @@ AGENT_METRICS: Final[dict[str, str]] = {
     ),
     "perseus_leases": "Open trainer connections (no labels).",
     "perseus_locks": "GPUs on this node that the agent holds locked (no labels).",
+    "perseus_pod_refused": (
+        "1 for a pod of a job that this agent has refused within the last quarter of a minute. Labels namespace, job, "
+        "pod, reason."
+    ),
     "perseus_lease_refusals_total": "Connections that the agent refused. Label reason.",
     "perseus_nvml_errors_total": "NVML calls that failed. Labels gpu, error.",
     "perseus_boundary_to_call_seconds": "Histogram: from a boundary message's receipt to the end of its NVML call.",
@@ -92,6 +100,20 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "Slowest pipeline's time over the planned time while a straggler is acted on; else 1. Labels namespace, job."
     ),
     "perseus_job_predicted_savings_ratio": "Savings that the plan predicts (a prediction). Labels namespace, job.",
+    "perseus_job_energy_joules": (
+        "Energy of the job since its start, over restarts of pods, agents and operator. Labels namespace, job."
+    ),
+    "perseus_job_baseline_joules": (
+        "Energy that the same iterations would have cost unlocked. Labels namespace, job, source (measured, predicted)."
+    ),
+    "perseus_job_saved_joules": (
+        "Baseline less energy since the job's start, by what was done: intrinsic (uneven stages) or straggler. Labels "
+        "namespace, job, cause."
+    ),
+    "perseus_job_iterations": "Training iterations accounted since the job's start. Labels namespace, job.",
+    "perseus_job_slowdown_ratio": (
+        "Time of those iterations over the time they would have taken unlocked, less 1. Labels namespace, job."
+    ),
     "perseus_operator_reconcile_seconds": "Histogram: duration of a reconcile.",
     "perseus_operator_reconciles_total": "Reconciles. Label outcome: settled, waiting, refused, failed.",
     "perseus_operator_api_writes_total": "Writes to the Kubernetes API. Labels kind, verb.",
@@ -101,6 +123,10 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
     "perseus_job_straggler_cause_ratio": (
         "Measured over planned time of each pipeline that is acted on as a straggler. Labels namespace, job, pipeline, "
         "cause, pod, node, gpu (the last three empty where no GPU is at fault)."
+    ),
+    "perseus_job_profile_correction_ratio": (
+        "Factor on the profile's times that is furthest from 1, of the frontier in force; 1 where nothing has drifted. "
+        "Labels namespace, job."
     ),
     "perseus_operator_straggler_rounds_total": "Straggler rounds. Label outcome: answered, no_data, failed.",
     "perseus_operator_visit_errors_total": (
@@ -117,7 +143,7 @@ OPERATOR_METRICS: Final[dict[str, str]] = {
         "the plan for it, one observation for each rank."
     ),
     "perseus_operator_source_errors_total": (
-        "Sources of slowdowns that could not be read. Label source: query, announcement, cause."
+        "Sources of slowdowns that could not be read. Label source: query, announcement, cause, drift."
     ),
     "perseus_operator_build_info": "1. Label version.",
 }

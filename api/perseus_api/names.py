@@ -33,9 +33,14 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 MANAGED_BY: Final = "perseus-operator"
 LABEL_COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+LABEL_STATEFUL_SET_INDEX: Final = "apps.kubernetes.io/pod-index"
+LABEL_JOB_SET: Final = "jobset.sigs.k8s.io/jobset-name"
+LABEL_JOB_SET_REPLICAS: Final = "jobset.sigs.k8s.io/global-replicas"  # child Jobs of the whole JobSet
+QUEUE_LABELS: Final = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")  # Kueue's, passed on
 DOCUMENT_PLAN: Final = "plan"
 DOCUMENT_FRONTIER: Final = "frontier"
 DOCUMENT_PROFILE: Final = "profile"
+DOCUMENT_REPORT: Final = "report"
 
 # Field managers of server-side apply, one for each program.
 FIELD_MANAGER_OPERATOR: Final = "perseus-operator"
@@ -46,6 +51,8 @@ PROFILE_CSV_KEY: Final = "profile.csv"
 PROFILE_HEADER_KEY: Final = "header.json"
 FRONTIER_KEY: Final = "frontier.json.gz"  # binaryData
 PLAN_KEY: Final = "plan.json.gz"  # binaryData
+REPORT_KEY: Final = "report.json"
+LEDGER_KEY: Final = "ledger.json.gz"  # binaryData
 
 # The agent's page of measurements, on its metrics port, asked with ?namespace=NAMESPACE&job=NAME.
 MEASUREMENTS_PATH: Final = "/measurements"
@@ -63,7 +70,10 @@ ENV_PIPELINES: Final = "PERSEUS_PIPELINES"
 ENV_TENSOR_PARALLEL: Final = "PERSEUS_TENSOR_PARALLEL"
 ENV_MICROBATCHES: Final = "PERSEUS_MICROBATCHES"
 ENV_SCHEDULE: Final = "PERSEUS_SCHEDULE"
-ENV_RANK: Final = "PERSEUS_RANK"  # rank = (pipeline * stages + stage) * tensor parallel degree + tensor rank
+ENV_RANK: Final = "PERSEUS_RANK"  # global rank; `perseus_api.ranks` says its place
+ENV_RANK_ORDER: Final = "PERSEUS_RANK_ORDER"
+ENV_TORCH_RANK: Final = "RANK"  # what torchrun and PyTorchJob set
+ENV_TORCH_LOCAL_RANK: Final = "LOCAL_RANK"
 ENV_GPU_UUID: Final = "PERSEUS_GPU_UUID"
 ENV_VISIBLE_DEVICES: Final = "NVIDIA_VISIBLE_DEVICES"  # what the device plugin sets: the pod's GPU UUIDs
 ENV_COORDINATOR: Final = "PERSEUS_COORDINATOR"  # host name of rank 0's pod
@@ -89,3 +99,8 @@ def profile_config_map_name(name: str) -> str:
 def frontier_config_map_name(name: str) -> str:
     """Return the name of a job's frontier ConfigMap, beside the job."""
     return f"{name}-frontier"
+
+
+def report_config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap with a job's books and report, beside the job."""
+    return f"{name}-report"

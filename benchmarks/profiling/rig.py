@@ -156,7 +156,7 @@ def _start(rank: int, folder: Path, environment: dict[str, str], agent: AgentPro
     with (folder / f"rank-{rank}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
     agent.is_in_pod(process.pid, uid(rank))
-    assert process.stdin is not None  # noqa: S101 - by the arguments above
+    assert process.stdin is not None
     process.stdin.write(b"go\n")
     process.stdin.close()
     return process

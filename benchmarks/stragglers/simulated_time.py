@@ -91,7 +91,7 @@ class SimulatedJob:
                 "template": {},
             }
         )
-        self._random = random.Random(self.seed)  # noqa: S311 - noise, to be repeated
+        self._random = random.Random(self.seed)  # noise, to be repeated
         self._states = [_Pipeline() for _ in range(self.pipelines)]
         self.plan = make_plan(REFERENCE, self.spec, self.frontier, Stragglers(), 1, 11)
         self._active = self.plan

@@ -1,15 +1,16 @@
 """Energy and time of one rank, iteration by iteration, from the GPU's energy counter. Pure.
 
 An iteration goes from one begin to the next, so that the counter's differences telescope and its refresh of about 100
-ms does not add up. Iteration 0 warms up and is not counted. The baseline of an iteration (docs: design, Savings) is
-the measured energy of an unlocked one, plus blocking power times the time beyond the unlocked duration; without a
-measured one it is predicted, and said to be.
+ms does not add up; the last one before a trainer leaves goes to its own end. Iteration 0 warms up and is not counted.
+The baseline of an iteration (docs/accounting.md) is the measured energy of an unlocked one, plus blocking power times
+the time beyond the unlocked duration; without a measured one it is predicted, and said to be.
 """
 
 from __future__ import annotations
 
 from perseus_api.messages import Boundary, BoundaryKind
 
+from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
 from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
@@ -25,6 +26,8 @@ class RankAccount:
         energy_joules: of counted iterations.
         iterations: how many were counted.
         baseline_joules: what the same iterations would have cost unlocked, by source.
+        seconds: that they took.
+        baseline_seconds: that they would have taken unlocked, by source.
         iteration: index of the iteration that runs now; -1 before the first.
         iteration_seconds: duration of the last whole iteration.
         pipeline_seconds: first forward's begin to last backward's end of the last iteration; None before the first.
@@ -38,6 +41,8 @@ class RankAccount:
         self.energy_joules = 0.0
         self.iterations = 0
         self.baseline_joules: dict[str, float] = {}
+        self.seconds = 0.0
+        self.baseline_seconds: dict[str, float] = {}
         self.iteration = -1
         self.iteration_seconds: float | None = None
         self.pipeline_seconds: float | None = None
@@ -48,6 +53,7 @@ class RankAccount:
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
         self._begin: tuple[int, int, float] | None = None  # iteration, nanoseconds, joules
+        self._end: tuple[int, int, float] | None = None  # the same of the newest iteration's own end
         self._was_locked = False
         self._first_forward: int | None = None
         self._last_backward: int | None = None
@@ -62,9 +68,26 @@ class RankAccount:
         """Mean measured duration of an unlocked iteration."""
         return self._unlocked_seconds / self._unlocked_iterations if self._unlocked_iterations else None
 
-    def interrupted(self) -> None:
-        """The trainer's connection ended: the iteration under way is not counted."""
-        self._begin = None
+    @property
+    def unlocked(self) -> Unlocked:
+        """The sums over unlocked iterations, to be kept for the next agent."""
+        return Unlocked(self._unlocked_joules, self._unlocked_seconds, self._unlocked_iterations)
+
+    def resume(self, unlocked: Unlocked) -> None:
+        """Go on with what an agent before this one measured."""
+        self._unlocked_joules = unlocked.joules
+        self._unlocked_seconds = unlocked.seconds
+        self._unlocked_iterations = unlocked.iterations
+
+    def interrupted(self, plan: RankPlan | None = None) -> None:
+        """The trainer's connection ended: an iteration that it ended counts, one under way does not.
+
+        Args:
+            plan: whose blocking power and predictions hold for the last iteration.
+        """
+        if self._begin is not None and self._end is not None and self._end[0] == self._begin[0]:
+            self._close(self._end[1], self._end[2], plan)
+        self._begin = self._end = None
         self.instructions.interrupted()
 
     def locked(self) -> None:
@@ -83,11 +106,7 @@ class RankAccount:
             plan: whose blocking power and predictions hold for the iteration before.
         """
         if self._begin is not None and joules is not None and boundary.iteration == self._begin[0] + 1:
-            iteration, begin, before = self._begin
-            seconds = (boundary.time_nanoseconds - begin) / _NANOSECONDS
-            self.iteration_seconds = seconds
-            if iteration > 0 and joules >= before and seconds > 0:
-                self._count(joules - before, seconds, plan)
+            self._close(boundary.time_nanoseconds, joules, plan)
         self.iteration = boundary.iteration
         self.begin_wall_seconds = wall_seconds
         self._begin = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
@@ -108,10 +127,26 @@ class RankAccount:
             if order_finished:
                 self._publish()
 
-    def end_iteration(self, boundary: Boundary) -> None:
-        """Take an iteration's end: whatever came last was the last."""
+    def end_iteration(self, boundary: Boundary, joules: float | None = None) -> None:
+        """Take an iteration's end: whatever came last was the last.
+
+        Args:
+            boundary: the end.
+            joules: the GPU's energy counter, None if it could not be read.
+        """
         if boundary.kind is BoundaryKind.ITERATION_END:
             self._publish()
+            self._end = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
+
+    def _close(self, nanoseconds: int, joules: float, plan: RankPlan | None) -> None:
+        """Count the iteration that began last, up to a moment and the counter's reading at it."""
+        if self._begin is None:
+            return
+        iteration, begin, before = self._begin
+        seconds = (nanoseconds - begin) / _NANOSECONDS
+        self.iteration_seconds = seconds
+        if iteration > 0 and joules >= before and seconds > 0:
+            self._count(joules - before, seconds, plan)
 
     def _publish(self) -> None:
         if self._first_forward is not None and self._last_backward is not None:
@@ -122,19 +157,22 @@ class RankAccount:
             return  # A sweep comes before the profile: nothing is known that it could be compared with.
         self.energy_joules += joules
         self.iterations += 1
+        self.seconds += seconds
         if not self._was_locked:
             self._unlocked_joules += joules
             self._unlocked_seconds += seconds
             self._unlocked_iterations += 1
-            self._add_baseline(MEASURED, joules)
+            self._add_baseline(MEASURED, joules, seconds)
             return
         blocking = plan.blocking_watts if plan is not None else 0.0
         measured_joules, measured_seconds = self.unlocked_iteration_joules, self.unlocked_iteration_seconds
         if measured_joules is not None and measured_seconds is not None:
-            self._add_baseline(MEASURED, measured_joules + blocking * max(0.0, seconds - measured_seconds))
+            beyond = max(0.0, seconds - measured_seconds)
+            self._add_baseline(MEASURED, measured_joules + blocking * beyond, measured_seconds)
         elif plan is not None:
             beyond = max(0.0, seconds - plan.predicted_seconds)
-            self._add_baseline(PREDICTED, plan.predicted_joules + blocking * beyond)
+            self._add_baseline(PREDICTED, plan.predicted_joules + blocking * beyond, plan.predicted_seconds)
 
-    def _add_baseline(self, source: str, joules: float) -> None:
+    def _add_baseline(self, source: str, joules: float, seconds: float) -> None:
         self.baseline_joules[source] = self.baseline_joules.get(source, 0.0) + joules
+        self.baseline_seconds[source] = self.baseline_seconds.get(source, 0.0) + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from perseus_daemonset.cluster import ClusterWatch
 from perseus_daemonset.identity import identify
-from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.journal import sole_holder
 from perseus_daemonset.latency import METRICS
 from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
@@ -18,7 +19,7 @@ from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.web import serve_pages
 
 # A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
-SWITCH_INTERVAL_SECONDS = 0.0005
+SWITCH_INTERVAL_SECONDS = 0.0001
 _READY_WAIT_SECONDS = 0.2
 logger = logging.getLogger("perseus.agent")
 
@@ -53,9 +54,8 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         HardwareError: NVML does not answer; the pod restarts, which is what helps.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    journal = Journal(settings.journal)
     with sole_holder(settings.journal):
-        agent = NodeAgent(Nvml(), journal, settings.changes_per_second)
+        agent = NodeAgent(Nvml(), settings.journal, settings.changes_per_second)
         cluster = ClusterWatch(settings.node, settings.operator_namespace, agent.pods, agent.plans)
         cluster.start()
 
@@ -66,7 +66,12 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)
+        if cluster.ready:
+            agent.pods_listed()
         agent.serve(settings.socket, PodResources(settings.pod_resources).claims, cluster.resource_slices, identify)
+        # What the start has made stays: no collection looks through it again while boundaries wait.
+        gc.collect()
+        gc.freeze()
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:
             stopped.wait()

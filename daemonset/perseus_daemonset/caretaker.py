@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from perseus_daemonset.controller import ClockController
 from perseus_daemonset.hardware import HardwareError, Reading
@@ -23,6 +23,16 @@ RETRY_UNLOCK_SECONDS = 1.0
 STALE_SECONDS = 15.0
 
 
+class Tenant(Protocol):
+    """Who has the GPU's clock set now."""
+
+    def running(self) -> object | None:
+        """Return the work that runs on the GPU, if it has a clock."""
+
+    def upkeep(self) -> None:
+        """Do what is due now and then and need not hurry."""
+
+
 class Caretaker:
     """Looks after one GPU.
 
@@ -31,7 +41,7 @@ class Caretaker:
         held: whether its clock is held.
         throttled: seconds below its clocks by cause, as the device counts them.
         failure: code of the error that the last reading met, empty if it met none.
-        under_load: tells which work runs on the GPU now, None if none that has a clock.
+        tenant: who has the clock set now, None if nobody.
     """
 
     def __init__(self, controller: ClockController) -> None:
@@ -40,7 +50,7 @@ class Caretaker:
         self.held = HeldClock()
         self.throttled: dict[str, float] = {}
         self.failure = ""
-        self.under_load: Callable[[], object | None] | None = None
+        self.tenant: Tenant | None = None
         self._reading: Reading | None = None
         self._read_seconds = 0.0
         self._judged_seconds = 0.0
@@ -69,13 +79,20 @@ class Caretaker:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._nudged.wait(TICK_SECONDS if self.under_load is not None else READ_SECONDS)
+            self._nudged.wait(self._pause() if self.tenant is not None else READ_SECONDS)
             self._nudged.clear()
             self.controller.work()
             self._look()
 
+    def _pause(self) -> float:
+        """Until a reading is due; then in ever longer steps, while instructions are too short to be judged."""
+        overdue = time.monotonic() - self._judged_seconds - READ_SECONDS
+        return min(max(TICK_SECONDS, -overdue, overdue / 4), READ_SECONDS)
+
     def _look(self) -> None:
         now = time.monotonic()
+        if self.tenant is not None:
+            self.tenant.upkeep()
         if self.controller.owes_unlock and now - self._tried_seconds > RETRY_UNLOCK_SECONDS:
             self._tried_seconds = now
             self.controller.pay()
@@ -104,23 +121,26 @@ class Caretaker:
             now - self._judged_seconds >= period
             and self.controller.requested_megahertz is not None
             and now - self.controller.since >= SETTLE_SECONDS
-            and self.under_load is not None
-            and self.under_load() is not None
+            and self.tenant is not None
+            and self.tenant.running() is not None
         )
 
     def _judge(self, now: float) -> None:
-        """Read under load; it counts only if clock and work were the same before and after."""
-        controller, under_load = self.controller, self.under_load
-        request, requested, work = controller.request, controller.requested_megahertz, under_load and under_load()
+        """Read under load; it counts only if clock and work were the same before and after, and no call under way."""
+        controller, tenant = self.controller, self.tenant
+        if tenant is None or controller.is_calling:
+            return
+        request, requested, work = controller.request, controller.requested_megahertz, tenant.running()
         self._tried_seconds = now
         reading = self._read()
-        same = controller.request == request and self.under_load is under_load and under_load and under_load() is work
+        same = self.tenant is tenant and tenant.running() is work
+        same = same and not controller.is_calling and controller.request == request
         if requested is None or work is None or not same or "gpu_idle" in reading.event_reasons:
             return
         seconds = min(now - self._judged_seconds, 2 * READ_SECONDS)
         self._judged_seconds = now
         verdict = self.held.judge(request, requested, reading, seconds)
-        if verdict is Verdict.FOREIGN:
-            controller.yield_to_others()
+        if verdict in (Verdict.REPLACED, Verdict.OVERRULED):
+            controller.yield_to_others(ours_is_gone=verdict is Verdict.REPLACED)
         elif verdict is Verdict.HELD:
             controller.trusted()

@@ -12,7 +12,7 @@ import binascii
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kubernetes import client, config, watch
@@ -50,12 +50,31 @@ class ClusterWatch:
         Raises:
             kubernetes.config.ConfigException: there are no credentials.
         """
+        self.connect()
+        for name, run in (("pods", self._watch_pods), ("plans", self._watch_plans)):
+            threading.Thread(target=self._forever, args=(name, run), name=f"watch-{name}", daemon=True).start()
+
+    def connect(self) -> None:
+        """Find the credentials.
+
+        Raises:
+            kubernetes.config.ConfigException: there are none.
+        """
         try:
             config.load_incluster_config()
         except config.ConfigException:
             config.load_kube_config()
-        for name, run in (("pods", self._watch_pods), ("plans", self._watch_plans)):
-            threading.Thread(target=self._forever, args=(name, run), name=f"watch-{name}", daemon=True).start()
+
+    def count_pods(self) -> int:
+        """Return how many pods this node has; raises as the client does."""
+        selector = f"spec.nodeName={self._node}"
+        return len(self._list(client.CoreV1Api().list_pod_for_all_namespaces, field_selector=selector)["items"])
+
+    def count_plans(self) -> int:
+        """Return how many plans there are; raises as the client does."""
+        selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
+        call = client.CoreV1Api().list_namespaced_config_map
+        return len(self._list(call, self._namespace, label_selector=selector)["items"])
 
     def resource_slices(self) -> list[dict[str, Any]]:
         """Return this node's ResourceSlices; none where the cluster has no dynamic resource allocation.
@@ -144,6 +163,37 @@ class ClusterWatch:
             if self._stopped.is_set():
                 return
             yield event["type"], event["raw_object"]
+
+
+class ClusterAccess:
+    """Asks the API server once for each thing that the agent reads, for the doctor."""
+
+    def __init__(self, node: str, operator_namespace: str) -> None:
+        """Ask as the agent of a node."""
+        self._watch = ClusterWatch(node, operator_namespace, PodTable(), PlanStore())
+
+    def connect(self) -> str:
+        """Find the credentials; return what is wrong, empty if nothing is."""
+        try:
+            self._watch.connect()
+        except config.ConfigException as error:
+            return f"there are no credentials ({_brief(error)}): the agent's pod needs its ServiceAccount's token"
+        return ""
+
+    def probe(self) -> Iterator[tuple[str, str, str]]:
+        """Return for each thing its name, what is wrong (empty if nothing), and what was seen."""
+        for what, count in (
+            ("pods of this node", self._watch.count_pods),
+            ("plans", self._watch.count_plans),
+            ("ResourceSlices", lambda: len(self._watch.resource_slices())),
+        ):
+            try:
+                yield what, "", f"{count()} are listed"
+            except client.ApiException as error:
+                hint = "the chart's ClusterRole and Role give the right" if error.status in (401, 403) else ""
+                yield what, f"the API server answers {error.status} {error.reason}: {hint or 'see its log'}", ""
+            except Exception as error:  # noqa: BLE001 - urllib3's many ways to say that nobody answers
+                yield what, f"the API server does not answer ({_brief(error)}): see the node's network", ""
 
 
 def _brief(error: Exception) -> str:

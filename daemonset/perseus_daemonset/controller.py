@@ -81,6 +81,11 @@ class ClockController:
         return self._journalled or self._pending
 
     @property
+    def is_calling(self) -> bool:
+        """Whether a call is under way: what the device does then is neither the old request nor surely the new one."""
+        return self._hand.locked()
+
+    @property
     def owes_unlock(self) -> bool:
         """Whether a reset failed: it must be tried again, though nobody may wish anything any more."""
         return self._owes_unlock
@@ -107,6 +112,8 @@ class ClockController:
     def wish(self, holder: object, megahertz: int | None) -> None:
         """Leave a wish in the slot: a clock, or None for unlocked. See `work`."""
         with self._slot:
+            if megahertz == self._wish and not self._pending and megahertz == self._requested:
+                return
             if self._holder is holder and not self._closed:
                 self._leave(megahertz)
 
@@ -132,11 +139,12 @@ class ClockController:
                 self._unlock()
         self.work()
 
-    def yield_to_others(self) -> None:
-        """Somebody else set or reset the clock: nothing of ours is left on the device, so it is left alone for a while.
+    def yield_to_others(self, *, ours_is_gone: bool) -> None:
+        """Somebody else set or reset the clock: it is left alone for a while; each time in a row doubles the while.
 
-        The journal's entry goes without a reset, which would undo what the other one did. Each time in a row doubles
-        the while.
+        Args:
+            ours_is_gone: nothing of ours is left on the device: the journal's entry goes without a reset, which would
+                undo what the other one did. Else the entry stays, and the reset comes with the lease's end.
         """
         with self._hand:
             self.interferences += 1
@@ -147,9 +155,10 @@ class ClockController:
             )  # fmt: skip
             self._yield_seconds = min(2 * self._yield_seconds, LONGEST_YIELD_SECONDS)
             self._requested = None
-            self._owes_unlock = False
             self.request += 1
-            self._strike()
+            if ours_is_gone:
+                self._owes_unlock = False
+                self._strike()
         self.work()
 
     def trusted(self) -> None:

@@ -123,13 +123,14 @@ class Follower:
         late: plan changes made after the iteration that the plan named.
         mismatches: iterations in which the trainer did not follow the plan's order.
         mismatch: what was wrong with the last of them, empty when the plan is followed again.
+        mismatch_kind: that in one word: order, unfinished or surplus.
     """
 
     def __init__(self) -> None:
         """Begin without a plan."""
         self.late = 0
         self.mismatches = 0
-        self.mismatch = ""
+        self.mismatch = self.mismatch_kind = ""
         self._newest: RankPlan | None = None
         self._waiting: list[RankPlan] = []  # accepted, oldest first, none yet begun
         self._active: RankPlan | None = None
@@ -170,6 +171,8 @@ class Follower:
 
     def offer(self, plan: RankPlan | None) -> int | None:
         """Take the newest plan (None: it was withdrawn); return the clock that should hold now (None: unlocked)."""
+        if plan is not None and plan == self._newest:
+            return self._wish()
         self._newest = plan
         if plan is None:
             self._active = None
@@ -221,7 +224,8 @@ class Follower:
             return
         expected = plan.order[self._position] if self._position < len(plan.order) else ""
         if boundary.instruction.code != expected:
-            self._stray(f"{boundary.instruction.value} came where {_name(expected)}")
+            kind = "order" if expected else "surplus"
+            self._stray(kind, f"{boundary.instruction.value} came where {_name(expected)}")
         elif boundary.kind is BoundaryKind.INSTRUCTION_END:
             self._position += 1
 
@@ -230,13 +234,14 @@ class Follower:
         if plan is None or self._astray:
             return
         if self._position != len(plan.order):
-            self._stray(f"the iteration ended where {_name(plan.order[self._position])}")
+            self._stray("unfinished", f"the iteration ended where {_name(plan.order[self._position])}")
         else:
             self._on_trial, self.mismatch = False, ""
 
-    def _stray(self, what: str) -> None:
+    def _stray(self, kind: str, what: str) -> None:
         self._astray = self._on_trial = True
         self.mismatches += 1
+        self.mismatch_kind = kind
         self.mismatch = f"iteration {self._iteration}, instruction {self._position}: {what}"
 
     def _for_iteration(self, iteration: int) -> RankPlan | None:

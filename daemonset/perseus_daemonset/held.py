@@ -3,7 +3,8 @@
 NVML's SUCCESS means that a clock was requested. Whether the device holds it shows only under load, some time after the
 request: below the request with an event reason it is power or heat; without one it is the device's own arbitration.
 If it *was* held and then is not, for no reason that the device names and without a call of ours, then somebody else set
-or reset the clock: nothing of ours is left on the device, and it is not fought over.
+or reset the clock, and it is not fought over. A clock above the request proves that nothing of ours is left on the
+device; one below may still have our request under somebody else's limit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ TOLERANCE_MEGAHERTZ = 30  # two steps of the usual list of clocks
 SETTLE_SECONDS = 0.1
 PROOFS = 3
 ARBITRATION, ABOVE = "arbitration", "above_request"
+# The device does what it is told or has nothing to do: no limit of its own.
+HARMLESS = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 # Reasons that hold a clock down, the gravest first: one name for each moment, so that their times add up.
 LIMITS = (
     "hw_thermal_slowdown",
@@ -32,7 +35,8 @@ class Verdict(Enum):
 
     HELD = "held"
     NOT_HELD = "not_held"
-    FOREIGN = "foreign"
+    REPLACED = "replaced"  # somebody else's setting took the place of ours
+    OVERRULED = "overruled"  # somebody else's limit is below ours, which may still be there
 
 
 class HeldClock:
@@ -74,7 +78,7 @@ class HeldClock:
         if self._proofs < PROOFS:
             return Verdict.NOT_HELD
         self._was_held, self._proofs = False, 0
-        return Verdict.FOREIGN
+        return Verdict.REPLACED if self.reason == ABOVE else Verdict.OVERRULED
 
 
 def _reason(requested: int, reading: Reading) -> str:
@@ -82,4 +86,5 @@ def _reason(requested: int, reading: Reading) -> str:
         return ""
     if reading.clock_megahertz > requested:
         return ABOVE
-    return next((each for each in LIMITS if each in reading.event_reasons), ARBITRATION)
+    named = [each for each in reading.event_reasons if each not in HARMLESS]
+    return next((each for each in LIMITS if each in named), named[0] if named else ARBITRATION)

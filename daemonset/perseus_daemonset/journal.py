@@ -3,6 +3,9 @@
 NVML cannot tell which clocks are locked, and a lock survives its maker: so what is locked is written down first, and
 struck out after it was given back. Whoever finds an entry without a living agent (the watchdog, the next start)
 unlocks that GPU. The files survive power loss: content and name are synced before the lock is made.
+
+A damaged journal never leaves a lock behind. An entry's name alone counts, whatever its content; if the name is spoilt,
+the content does; if neither tells which GPU was meant, or the folder cannot be listed, any GPU may have been.
 """
 
 from __future__ import annotations
@@ -14,11 +17,35 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from perseus_daemonset.files import DRAFT_SUFFIX, read_bounded, sync_names, write_whole
+
 VERSION = 1
+MAXIMUM_ENTRY_BYTES = 4096
 _SUFFIX = ".lock.json"
 _UUID = re.compile(r"GPU-[0-9a-fA-F-]{8,64}")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the journal says.
+
+    Attributes:
+        gpus: UUIDs written down, with the files that name each.
+        damaged: files that are entries and name no GPU.
+        readable: whether the folder could be listed.
+    """
+
+    gpus: dict[str, tuple[Path, ...]]
+    damaged: tuple[Path, ...] = ()
+    readable: bool = True
+
+    @property
+    def may_name_any_gpu(self) -> bool:
+        """Whether something was written down of which nobody can tell what it was."""
+        return bool(self.damaged) or not self.readable
 
 
 class Journal:
@@ -38,32 +65,62 @@ class Journal:
         """
         if not _UUID.fullmatch(uuid):
             raise ValueError(f"{uuid[:80]!r} is not the UUID of a GPU")
-        path = self._folder / f"{uuid}{_SUFFIX}"
-        draft = path.with_suffix(".draft")
         content = json.dumps({"version": VERSION, "gpu": uuid, "time": time.time(), "pid": os.getpid()})
-        with draft.open("w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-        self._sync_names()
+        write_whole(self._folder / f"{uuid}{_SUFFIX}", content, durable=True)
 
     def strike(self, uuid: str) -> None:
-        """Strike out a GPU that was given back."""
-        (self._folder / f"{uuid}{_SUFFIX}").unlink(missing_ok=True)
-        self._sync_names()
+        """Strike out a GPU that was given back.
 
-    def entries(self) -> list[str]:
-        """Return the UUIDs written down. The name alone counts: a torn content still means a lock."""
-        found = (path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}"))
-        return sorted(uuid for uuid in found if _UUID.fullmatch(uuid))
+        Raises:
+            OSError: the host's file system refused.
+        """
+        self.remove((self._folder / f"{uuid}{_SUFFIX}",))
 
-    def _sync_names(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+    def remove(self, paths: tuple[Path, ...]) -> None:
+        """Strike out the entries in these files.
+
+        Raises:
+            OSError: the host's file system refused.
+        """
+        for path in paths:
+            path.unlink(missing_ok=True)
+        sync_names(self._folder)
+
+    def entries(self) -> Entries:
+        """Return what is written down."""
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            names = sorted(os.listdir(self._folder))
+        except OSError:
+            return Entries({}, readable=False)
+        found: dict[str, tuple[Path, ...]] = {}
+        damaged = []
+        for name in names:
+            # A draft is no entry: its lock was never made.
+            if name.endswith(_SUFFIX):
+                path = self._folder / name
+                uuid = _named(path)
+                if uuid:
+                    found[uuid] = (*found.get(uuid, ()), path)
+                else:
+                    damaged.append(path)
+        return Entries(found, tuple(damaged))
+
+    def tidy(self) -> None:
+        """Remove drafts that a death left."""
+        for path in self._folder.glob(f"*{DRAFT_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
+def _named(path: Path) -> str:
+    uuid = path.name.removesuffix(_SUFFIX)
+    if _UUID.fullmatch(uuid):
+        return uuid
+    try:
+        content = json.loads(read_bounded(path, MAXIMUM_ENTRY_BYTES))
+        uuid = content["gpu"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return uuid if isinstance(uuid, str) and _UUID.fullmatch(uuid) else ""
 
 
 @contextlib.contextmanager
@@ -73,3 +130,15 @@ def sole_holder(folder: Path) -> Iterator[None]:
     with (folder / "holder").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def holder_if_free(folder: Path) -> Iterator[bool]:
+    """The same without waiting: tells whether the lock is held now."""
+    with (folder / "holder").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
@@ -29,6 +30,7 @@ from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
 MAXIMUM_BATCH = 256  # a flood must not keep a batch from its end
+AT_ONCE_NANOSECONDS = 50_000
 _NANOSECONDS = 1_000_000_000
 
 
@@ -56,6 +58,8 @@ class Lease:
         caretaker: of the GPU.
         controller: the GPU's clock.
         is_open: whether the connection lives.
+        rate: bound on its messages.
+        on_measured: called when an unlocked iteration was measured.
     """
 
     def __init__(
@@ -70,13 +74,15 @@ class Lease:
         self.controller = caretaker.controller
         self.is_open = True
         self.rate = Rate(MESSAGES_PER_SECOND)
+        self.on_measured: Callable[[], None] = lambda: None
+        self._measured = account.unlocked.iterations
         self._connection = connection
         self._mutex = threading.Lock()
 
     def begin(self) -> None:
         """Become the holder of the GPU."""
         self.controller.grant(self)
-        self.caretaker.under_load = self.running
+        self.caretaker.tenant = self
 
     @property
     def measurer(self) -> Measurer | None:
@@ -108,6 +114,13 @@ class Lease:
         running = self.account.instructions.running
         return running if running is not None and running.has_clock else None
 
+    def upkeep(self) -> None:
+        """Have the baseline kept when it was measured anew."""
+        measured = self.account.unlocked.iterations
+        if measured != self._measured:
+            self._measured = measured
+            self.on_measured()
+
     def end(self) -> None:
         """End the lease from outside: its wishes are void from now on, and the reading thread notices."""
         self.controller.withdraw(self)
@@ -123,16 +136,18 @@ class Lease:
             self.controller.withdraw(self)
             self.controller.work()
             self.is_open = False
-            if self.caretaker.under_load == self.running:
-                self.caretaker.under_load = None
-            self.account.interrupted()
+            if self.caretaker.tenant is self:
+                self.caretaker.tenant = None
+            self.account.interrupted(self.follower.reference)
             if self.measurer is not None:
                 self.measurer.interrupted()
+            self.upkeep()
             self._connection.close()
 
     def _follow(self) -> str:
         self._connection.settimeout(None)
         while True:
+            asked = time.monotonic_ns()
             try:
                 packet = self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
             except OSError as error:
@@ -140,12 +155,15 @@ class Lease:
             if not packet:
                 return "closed"
             received = time.monotonic_ns()
+            # One that had to be waited for has nothing behind it: not to look saves a system call before NVML's.
+            may_queue = received - asked < AT_ONCE_NANOSECONDS
             before = self.controller.requested_megahertz
             taken: list[tuple[Boundary, bool]] = []
             try:
                 with self._mutex:
                     wish = self._take(packet, taken)
-                    while len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
+                    # Nor is there a look where no call is due.
+                    while may_queue and wish != before and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
                         wish = self._take(packet, taken)
                     self.controller.wish(self, wish)
             except MessageError as error:
@@ -197,24 +215,30 @@ class Lease:
         """
         plan = self.follower.reference
         begins = [boundary for boundary, _ in taken if boundary.kind is BoundaryKind.ITERATION_BEGIN]
+        last = taken[-1][0] if taken else None
         for boundary, finished_order in taken:
             self.account.instructions.take(boundary, before, plan)
             if boundary.kind is BoundaryKind.ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
                 self._begin_iteration(boundary, plan, boundary is begins[-1])
             elif boundary.kind is BoundaryKind.ITERATION_END:
-                self.account.end_iteration(boundary)
+                # Only an end after which nothing has come yet meets the counter in time.
+                self.account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
             else:
                 self.account.instruction(boundary, finished_order)
         if self.controller.requested_megahertz is not None:
             self.account.locked()
 
     def _begin_iteration(self, began: Boundary, plan: RankPlan | None, is_newest: bool) -> None:
-        joules: float | None = None
-        try:
-            if is_newest:
-                joules = self.controller.gpu.energy_joules()
-        except HardwareError as error:
-            self.controller.note(error)
+        joules = self._energy_joules() if is_newest else None
         behind = (time.monotonic_ns() - began.time_nanoseconds) / _NANOSECONDS
         self.account.begin_iteration(began, joules, time.time() - behind, plan)
+        if self.account.unlocked.iterations != self._measured:
+            self.caretaker.nudge()
+
+    def _energy_joules(self) -> float | None:
+        try:
+            return self.controller.gpu.energy_joules()
+        except HardwareError as error:
+            self.controller.note(error)
+            return None

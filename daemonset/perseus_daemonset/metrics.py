@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from perseus_daemonset.accounting import RankAccount
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.families import Families, Labels
 from perseus_daemonset.lease import Lease, RankKey
@@ -35,12 +36,17 @@ class AgentCollector(Collector):
         families = Families()
         for key, lease in self._registry.ranks():
             _collect_rank(families, key, lease)
+        for key, account in self._registry.closed_books():
+            _collect_books(families, _rank_labels(key), account)
         caretakers = self._registry.caretakers()
         families.gauge("perseus_leases", {}, len(self._registry.leases()))
         locked = sum(each.controller.requested_megahertz is not None for each in caretakers)
         families.gauge("perseus_locks", {}, locked)
-        for reason, count in sorted(self._registry.refusals.items()):
+        for reason, count in sorted(self._registry.refusals.counts.items()):
             families.counter("perseus_lease_refusals_total", {"reason": reason}, count)
+        for pod, reason in self._registry.refusals.fresh():
+            labels = {"namespace": pod.namespace, "job": pod.job, "pod": pod.name, "reason": reason}
+            families.gauge("perseus_pod_refused", labels, 1)
         for caretaker in caretakers:
             controller = caretaker.controller
             for code, count in sorted(controller.errors.items()):
@@ -55,19 +61,13 @@ class AgentCollector(Collector):
 def _collect_rank(families: Families, key: RankKey, lease: Lease) -> None:
     account, follower = lease.account, lease.follower
     pipeline = {"namespace": key.namespace, "job": key.job, "pipeline": str(key.pipeline), "pod": key.pod}
-    rank = {
-        "namespace": key.namespace, "job": key.job, "pipeline": str(key.pipeline), "stage": str(key.stage),
-        "tensor_rank": str(key.tensor_rank), "pod": key.pod, "gpu": key.gpu,
-    }  # fmt: skip
+    rank = _rank_labels(key)
     if key.stage == 0 and key.tensor_rank == 0:
         families.gauge("perseus_pipeline_seconds", pipeline, account.pipeline_seconds)
         iteration = account.iteration if account.iteration >= 0 else None
         families.gauge("perseus_pipeline_iteration", pipeline, iteration)
         families.gauge("perseus_pipeline_iteration_begin_timestamp_seconds", pipeline, account.begin_wall_seconds)
-    families.counter("perseus_iterations_total", rank, account.iterations)
-    families.counter("perseus_gpu_energy_joules_total", rank, account.energy_joules)
-    for source, joules in sorted(account.baseline_joules.items()):
-        families.counter("perseus_gpu_baseline_joules_total", {**rank, "source": source}, joules)
+    _collect_books(families, rank, account)
     families.gauge("perseus_iteration_seconds", rank, account.iteration_seconds)
     families.gauge("perseus_gpu_baseline_iteration_joules", rank, account.unlocked_iteration_joules)
     families.gauge("perseus_gpu_baseline_iteration_seconds", rank, account.unlocked_iteration_seconds)
@@ -85,6 +85,23 @@ def _collect_rank(families: Families, key: RankKey, lease: Lease) -> None:
     state, reason = state_of(lease)
     families.gauge("perseus_rank_state", {**rank, "state": state.value, "reason": reason}, 1)
     _collect_gpu(families, rank, lease.caretaker)
+
+
+def _rank_labels(key: RankKey) -> Labels:
+    return {
+        "namespace": key.namespace, "job": key.job, "pipeline": str(key.pipeline), "stage": str(key.stage),
+        "tensor_rank": str(key.tensor_rank), "pod": key.pod, "gpu": key.gpu,
+    }  # fmt: skip
+
+
+def _collect_books(families: Families, rank: Labels, account: RankAccount) -> None:
+    families.counter("perseus_iterations_total", rank, account.iterations)
+    families.counter("perseus_iterations_seconds_total", rank, account.seconds)
+    families.counter("perseus_gpu_energy_joules_total", rank, account.energy_joules)
+    for source, joules in sorted(account.baseline_joules.copy().items()):
+        families.counter("perseus_gpu_baseline_joules_total", {**rank, "source": source}, joules)
+    for source, seconds in sorted(account.baseline_seconds.copy().items()):
+        families.counter("perseus_baseline_seconds_total", {**rank, "source": source}, seconds)
 
 
 def _collect_gpu(families: Families, rank: Labels, caretaker: Caretaker) -> None:

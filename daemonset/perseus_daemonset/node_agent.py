@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from perseus_daemonset.baselines import Baselines
+from perseus_daemonset.debts import pay_first
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
@@ -27,6 +29,7 @@ from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
 END_SECONDS = 2.0
+LAST_SECONDS = 1.0
 
 
 class NodeAgent:
@@ -38,13 +41,14 @@ class NodeAgent:
         registry: of leases.
     """
 
-    def __init__(self, gpus: Gpus, journal: Journal, changes_per_second: float) -> None:
+    def __init__(self, gpus: Gpus, folder: Path, changes_per_second: float) -> None:
         """Give back what the journal names, before anything else."""
         self._gpus = gpus
-        self._journal = journal
-        release_journalled(journal, gpus)
+        self._journal = journal = Journal(folder)
+        self._debts = pay_first(journal, gpus)
+        self._baselines = Baselines(folder / "baselines")
         self.plans, self.pods = PlanStore(), PodTable()
-        self.registry = Registry(gpus, journal, self.plans, changes_per_second)
+        self.registry = Registry(gpus, journal, self.plans, self._debts, self._baselines, changes_per_second)
         self.pods.on_gone = self.registry.pod_gone
         METRICS.register(AgentCollector(self.registry, self.plans))
         self._reporter = Reporter(self.registry, gpus)
@@ -71,6 +75,10 @@ class NodeAgent:
         self._server.start()
         self._sampler.start()
 
+    def pods_listed(self) -> None:
+        """All pods of the node are known: what is kept of others is of no use any more."""
+        self._baselines.sweep(self.pods.uids())
+
     def healthy(self) -> str:
         """Return what a restart would cure, empty if nothing."""
         return what_a_restart_would_cure(self._gpus, self.registry.caretakers())
@@ -78,7 +86,7 @@ class NodeAgent:
     def report(self) -> bytes:
         """Return what a person wants to know of the ranks, as JSON."""
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
-        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals}, indent=1).encode() + b"\n"
+        return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
     def measurements(self, namespace: str, job: str) -> bytes:
         """Return what was measured of a job's ranks, as JSON."""
@@ -89,5 +97,6 @@ class NodeAgent:
         if self._server is not None:
             self._server.close()
         self._sampler.stop()
+        self._debts.stop()
         self.registry.end_all(END_SECONDS)
-        release_journalled(self._journal, self._gpus)
+        release_journalled(self._journal, self._gpus, LAST_SECONDS)

@@ -6,7 +6,6 @@ whoever uses this keeps a journal. SUCCESS means that a clock was requested, not
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,7 +58,16 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        raise HardwareError(_CODES.get(error.value, "other"), f"{what}: {error}") from None
+        raise _translation(what, error) from None
+
+
+def _translation(what: str, error: pynvml.NVMLError) -> HardwareError:
+    return HardwareError(_CODES.get(error.value, "other"), f"{what}: {error}")
+
+
+def _reasons(bits: int) -> tuple[str, ...]:
+    """Names of the bits; one that this version does not know is told by its number, and is a reason nevertheless."""
+    return tuple(_REASONS.get(1 << bit, f"bit_{bit}") for bit in range(64) if bits >> bit & 1)
 
 
 class NvmlGpu:
@@ -76,8 +84,10 @@ class NvmlGpu:
         Raises:
             HardwareError: NVML refused.
         """
-        with _translated(f"locking {self.uuid} at {megahertz} MHz"):
+        try:  # not `_translated`, whose text and generator would cost as much as the call that hurries
             pynvml.nvmlDeviceSetGpuLockedClocks(self._handle, megahertz, megahertz)
+        except pynvml.NVMLError as error:
+            raise _translation(f"locking {self.uuid} at {megahertz} MHz", error) from None
 
     def reset(self) -> None:
         """Give the clock back to the device's own control.
@@ -109,8 +119,27 @@ class NvmlGpu:
                 clock_megahertz=pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM),
                 power_watts=pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000,
                 temperature_celsius=pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU),
-                event_reasons=tuple(name for bit, name in _REASONS.items() if bits & bit),
+                event_reasons=_reasons(bits),
             )
+
+    def name(self) -> str:
+        """Return the model's name.
+
+        Raises:
+            HardwareError: NVML refused.
+        """
+        with _translated(f"reading the name of {self.uuid}"):
+            return str(pynvml.nvmlDeviceGetName(self._handle))
+
+    def clocks_megahertz(self) -> list[int]:
+        """Return the SM clocks that the device offers at its highest memory clock, falling.
+
+        Raises:
+            HardwareError: NVML refused.
+        """
+        with _translated(f"listing the clocks of {self.uuid}"):
+            memory = max(pynvml.nvmlDeviceGetSupportedMemoryClocks(self._handle))
+            return sorted(pynvml.nvmlDeviceGetSupportedGraphicsClocks(self._handle, memory), reverse=True)
 
     def throttle_seconds(self) -> dict[str, float]:
         """Return for how long the device was held below its clocks, by cause; NVML counts nanoseconds.
@@ -207,13 +236,23 @@ class Nvml:
         Raises:
             HardwareError: NVML does not answer.
         """
-        with _translated("counting the GPUs"):
-            count = pynvml.nvmlDeviceGetCount()
         found = []
-        for index in range(count):
-            with contextlib.suppress(pynvml.NVMLError_GpuIsLost):
+        for index in range(self.count()):
+            try:
                 found.append(self.uuid_of_index(index))
+            except HardwareError as error:
+                if error.code != "gpu_is_lost":
+                    raise
         return found
+
+    def count(self) -> int:
+        """Return the number of GPUs, lost ones among them.
+
+        Raises:
+            HardwareError: NVML does not answer.
+        """
+        with _translated("counting the GPUs"):
+            return int(pynvml.nvmlDeviceGetCount())
 
     def uuid_of_index(self, index: int) -> str:
         """Return the UUID of the GPU at an index, which is the order of the PCI bus.
@@ -230,11 +269,10 @@ class Nvml:
         Raises:
             HardwareError: the node has no such GPU, or it is lost.
         """
-        with _translated(f"looking for /dev/nvidia{minor}"):
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                if pynvml.nvmlDeviceGetMinorNumber(handle) == minor:
-                    return str(pynvml.nvmlDeviceGetUUID(handle))
+        for uuid in self.uuids():
+            with _translated(f"looking for /dev/nvidia{minor}"):
+                if pynvml.nvmlDeviceGetMinorNumber(pynvml.nvmlDeviceGetHandleByUUID(uuid)) == minor:
+                    return uuid
         raise HardwareError("not_found", f"no GPU of this node is /dev/nvidia{minor}")
 
     def driver_version(self) -> str:

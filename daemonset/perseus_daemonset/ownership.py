@@ -17,6 +17,7 @@ from perseus_daemonset.pod_resources import Claim, DynamicClaim, KubeletUnavaila
 from perseus_daemonset.pods import Pod, PodTable
 from perseus_daemonset.slices import Slices, SlicesUnavailable
 
+GPU_DRIVER = "gpu.nvidia.com"
 _PARTS = {
     "mig": ("mig", "a MIG device"),
     "shared": ("shared_gpu", "a share of a GPU (time-slicing, MPS or vGPU)"),
@@ -131,11 +132,11 @@ class Ownership:
 
     def _dynamic(self, claim: DynamicClaim) -> Device | None:
         known = self._slices.find((claim.driver, claim.pool, claim.device))
-        if known is None:
+        if known is None and claim.driver == GPU_DRIVER:
             raise NotOwned(
                 "unknown_device", f"no ResourceSlice of this node names {claim.driver} device {claim.device}"
             )
-        if not known.uuid.startswith(("GPU-", "MIG-")):
+        if known is None or not known.uuid.startswith(("GPU-", "MIG-")):
             return None  # a network card, say
         device = understood("nvidia.com/gpu", known.uuid)
         part = "mig" if known.kind == "mig" else "shared" if claim.shared else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from perseus_api import names
+from perseus_api.ranks import RankOrder, RankShape
 
 _FINISHED = ("Succeeded", "Failed")
+MANY_PIPELINES = 65_536  # where the pod's variables do not say how many
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,8 @@ class Pod:
 
     Attributes:
         job: the PerseusJob that its label names, empty without one.
-        rank: its completion index, None without one.
-        stages: of the job, from the operator's variables in the pod's own spec; None without.
-        tensor_parallel: the same.
+        index: its place among the workload's pods, None where its labels do not tell.
+        shape: of the job's ranks, from the variables in the pod's own spec; None without.
     """
 
     uid: str
@@ -29,9 +30,8 @@ class Pod:
     phase: str
     job: str
     job_uid: str
-    rank: int | None
-    stages: int | None
-    tensor_parallel: int | None
+    index: int | None
+    shape: RankShape | None
 
     @property
     def is_finished(self) -> bool:
@@ -55,9 +55,8 @@ class Pod:
             phase=(item.get("status") or {}).get("phase", ""),
             job=labels.get(names.LABEL_JOB, ""),
             job_uid=labels.get(names.LABEL_JOB_UID, ""),
-            rank=_number(labels.get(names.LABEL_COMPLETION_INDEX)),
-            stages=_number(variables.get(names.ENV_STAGES)),
-            tensor_parallel=_number(variables.get(names.ENV_TENSOR_PARALLEL)),
+            index=pod_index(labels),
+            shape=_shape(variables),
         )
 
 
@@ -95,6 +94,11 @@ class PodTable:
         for uid in gone:
             self.remove(uid)
 
+    def uids(self) -> set[str]:
+        """Return the UIDs of all pods."""
+        with self._changed:
+            return set(self._pods)
+
     def find(self, uid: str, timeout_seconds: float = 0.0) -> Pod | None:
         """Return a pod, waiting a little for one that the watch has not told yet."""
         with self._changed:
@@ -106,6 +110,29 @@ class PodTable:
         with self._changed:
             found = [pod for pod in self._pods.values() if (pod.namespace, pod.name) == (namespace, name)]
         return min(found, key=lambda pod: pod.is_finished, default=None)
+
+
+def pod_index(labels: Mapping[str, str]) -> int | None:
+    """Return a pod's place among its workload's pods, as far as the labels of the usual kinds tell.
+
+    Indexed Jobs and StatefulSets number their pods. A JobSet numbers those of each child Job: with several child Jobs
+    the labels do not tell how many pods come before.
+    """
+    if labels.get(names.LABEL_JOB_SET) and labels.get(names.LABEL_JOB_SET_REPLICAS, "1") != "1":
+        return None
+    return _number(labels.get(names.LABEL_COMPLETION_INDEX) or labels.get(names.LABEL_STATEFUL_SET_INDEX))
+
+
+def _shape(variables: Mapping[str, str]) -> RankShape | None:
+    stages = _number(variables.get(names.ENV_STAGES))
+    if stages is None:
+        return None
+    pipelines = _number(variables.get(names.ENV_PIPELINES)) or MANY_PIPELINES
+    try:
+        order = RankOrder(variables.get(names.ENV_RANK_ORDER) or RankOrder.PIPELINE_STAGE_TENSOR)
+        return RankShape(stages, pipelines, _number(variables.get(names.ENV_TENSOR_PARALLEL)) or 1, order)
+    except ValueError:
+        return None
 
 
 def _number(text: str | None) -> int | None:

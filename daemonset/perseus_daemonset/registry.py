@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 from perseus_daemonset.accounting import RankAccount
+from perseus_daemonset.baselines import Baselines
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.controller import ClockController
+from perseus_daemonset.debts import Debts
 from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.journal import Journal
 from perseus_daemonset.lease import Lease, RankKey
 from perseus_daemonset.plans import JobKey, PlanStore
 from perseus_daemonset.pods import Pod
+from perseus_daemonset.refusals import Refusals
+
+
+class AnotherProcess(ValueError):
+    """Two processes of one pod say to be the same rank.
+
+    Attributes:
+        reason: a short name for metrics.
+    """
+
+    reason = "second_process"
+
+
+# Longer than two scrapes of a Prometheus in its default setting (one minute).
+SHOW_CLOSED_SECONDS = 130.0
 
 
 class Registry:
     """Leases, accounts, and a caretaker for each GPU that was ever leased.
 
     Attributes:
-        refusals: refused connections by reason.
+        refusals: of connections.
     """
 
-    def __init__(self, gpus: Gpus, journal: Journal, plans: PlanStore, changes_per_second: float) -> None:
-        """Begin without leases."""
-        self.refusals: dict[str, int] = {}
+    def __init__(
+        self,
+        gpus: Gpus,
+        journal: Journal,
+        plans: PlanStore,
+        debts: Debts,
+        baselines: Baselines,
+        changes_per_second: float,
+    ) -> None:
+        """Begin without leases.
+
+        Args:
+            gpus: of this node.
+            journal: of locks.
+            plans: of all jobs.
+            debts: GPUs that an agent before this one left locked.
+            baselines: what it measured.
+            changes_per_second: bound on clock changes of each GPU.
+        """
+        self._debts = debts
+        self._baselines = baselines
+        self.refusals = Refusals()
         self._gpus = gpus
         self._journal = journal
         self._plans = plans
@@ -35,6 +73,8 @@ class Registry:
         self._accounts: dict[RankKey, RankAccount] = {}
         self._followers: dict[RankKey, Lease] = {}
         self._pods: dict[RankKey, str] = {}
+        self._closed: dict[RankKey, tuple[RankAccount, float]] = {}  # until when they are shown
+        self._processes: dict[str, int] = {}  # by GPU
         self._caretakers: dict[str, Caretaker] = {}
         plans.on_change = self._plan_changed
 
@@ -51,28 +91,52 @@ class Registry:
                 self._caretakers[uuid].start()
             return self._caretakers[uuid]
 
-    def serve(self, key: RankKey, pod: Pod, make: Callable[[Caretaker, RankAccount], Lease]) -> Lease:
+    def serve(self, key: RankKey, pod: Pod, process: int, make: Callable[[Caretaker, RankAccount], Lease]) -> Lease:
         """Make a lease the holder of its GPU; an older one of the same pod is ended (its process restarted).
 
+        Args:
+            key: the rank.
+            pod: its pod.
+            process: id of the training process.
+            make: makes the lease.
+
         Raises:
+            AnotherProcess: another living process of the pod holds the GPU.
             ValueError: another pod holds the GPU.
             HardwareError: the GPU does not answer.
         """
+        self._debts.check(key.gpu)
         caretaker = self.caretaker(key.gpu)
         with self._mutex:
             holder = self._leases.get(key.gpu)
             if holder is not None and holder.pod.uid != pod.uid:
                 raise ValueError(f"{key.gpu} is leased to pod {holder.pod.namespace}/{holder.pod.name}")
-            account = self._accounts.setdefault(key, RankAccount())
+            before = self._processes.get(key.gpu, process)
+            # Else the two would take the lease from each other again and again.
+            if holder is not None and before != process and holder.is_open and _lives(before):
+                raise AnotherProcess(f"{key.gpu} is leased to process {before} of the same pod: connect in one process")
+            self._closed.pop(key, None)  # a pod of the same name on the same GPU opens new books
+            account = self._accounts.get(key)
+            if account is None:
+                account = self._accounts[key] = RankAccount()
+                measured = self._baselines.load(pod.uid, astuple(key))
+                if measured is not None:
+                    account.resume(measured)
             lease = make(caretaker, account)
+            lease.on_measured = lambda: self._baselines.save(pod.uid, astuple(key), account.unlocked)
             lease.begin()
             self._leases[key.gpu] = lease
+            self._processes[key.gpu] = process
             self._followers[key] = lease
             self._pods[key] = pod.uid
         if holder is not None:
             holder.end()
-        lease.offer(self._plans.find(key.namespace, key.job))
-        return lease
+        while True:
+            plan = self._plans.find(key.namespace, key.job)
+            lease.offer(plan)
+            # One that changed meanwhile was offered by its watch before this one: the newest must come last.
+            if self._plans.find(key.namespace, key.job) is plan:
+                return lease
 
     def finished(self, lease: Lease) -> None:
         """Forget an ended lease; the rank's books stay until its pod is gone."""
@@ -85,9 +149,19 @@ class Registry:
         with self._mutex:
             leases = [lease for lease in self._leases.values() if lease.pod.uid == pod.uid]
             for key in [key for key, uid in self._pods.items() if uid == pod.uid]:
+                self._closed[key] = (self._accounts[key], time.monotonic() + SHOW_CLOSED_SECONDS)
                 del self._pods[key], self._accounts[key], self._followers[key]
         for lease in leases:
             lease.end()
+        self.refusals.forget(pod.uid)
+        self._baselines.forget(pod.uid)
+
+    def closed_books(self) -> list[tuple[RankKey, RankAccount]]:
+        """Return the books of pods that went away a moment ago: their last iterations must still be scraped once."""
+        now = time.monotonic()
+        with self._mutex:
+            self._closed = {key: each for key, each in self._closed.items() if now < each[1]}
+            return [(key, account) for key, (account, _) in self._closed.items()]
 
     def end_all(self, timeout_seconds: float) -> None:
         """End every lease and give every clock back, waiting for devices that are slow to answer, up to a time."""
@@ -103,11 +177,6 @@ class Registry:
             time.sleep(0.005)
         for caretaker in caretakers:
             caretaker.stop()
-
-    def refuse(self, reason: str) -> None:
-        """Count a refused connection."""
-        with self._mutex:
-            self.refusals[reason] = self.refusals.get(reason, 0) + 1
 
     def leases(self) -> list[Lease]:
         """Return the open leases."""
@@ -129,3 +198,13 @@ class Registry:
         for lease in self.leases():
             if (lease.key.namespace, lease.key.job) == job:
                 lease.offer(plan)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -105,7 +105,7 @@ class Server:
             if self._places.enter():
                 threading.Thread(target=self._receive, args=(connection,), name="lease", daemon=True).start()
             else:
-                self._registry.refuse("too_many")
+                self._registry.refusals.count("too_many")
                 connection.close()
             self._pace.spend()
 
@@ -116,7 +116,7 @@ class Server:
             if not self._places.enter_of(peer.pod_uid):
                 raise Refused("too_many_of_pod", f"pod {peer.pod_uid} has too many connections")
         except (UnknownPeer, Refused) as error:
-            self._refuse(connection, error)
+            self._refuse(connection, error, None)
             self._places.leave()
             return
         try:
@@ -129,7 +129,7 @@ class Server:
         try:
             lease = self._admit(connection, peer)
         except (Refused, NotOwned, MessageError, HardwareError, ValueError, OSError) as error:
-            self._refuse(connection, error)
+            self._refuse(connection, error, self._pods.find(peer.pod_uid, 0.0))
             return
         with contextlib.suppress(OSError):
             connection.send(Welcome(Verdict.SERVED).pack(), socket.MSG_DONTWAIT)
@@ -152,9 +152,14 @@ class Server:
         if shared:
             raise Refused(shared, f"{owned.uuid} {_SHARED[shared]}: only whole GPUs are served")
         key = RankKey(hello.namespace, hello.job, hello.pipeline, hello.stage, hello.tensor_rank, pod.name, owned.uuid)
-        return self._registry.serve(
-            key, pod, lambda caretaker, account: Lease(key, pod, connection, caretaker, account)
+        lease = self._registry.serve(
+            key, pod, peer.pid, lambda caretaker, account: Lease(key, pod, connection, caretaker, account)
         )
+        known = self._pods.find(pod.uid)
+        if known is None or known.is_finished:
+            # It went while it was looked at: whoever told so found no lease to end.
+            lease.end()
+        return lease
 
     def _pod(self, peer: Peer, hello: Hello) -> Pod:
         pod = self._pods.find(peer.pod_uid, POD_TIMEOUT_SECONDS)
@@ -179,9 +184,9 @@ class Server:
                     raise
             time.sleep(OWNERSHIP_RETRY_SECONDS)
 
-    def _refuse(self, connection: socket.socket, error: Exception) -> None:
+    def _refuse(self, connection: socket.socket, error: Exception, pod: Pod | None) -> None:
         reason = getattr(error, "reason", None) or getattr(error, "code", None) or _REASONS.get(type(error), "peer")
-        self._registry.refuse(reason)
+        self._registry.refusals.count(reason, pod)
         # What a peer wrote may stand in the text: no line of the log may look like another's.
         text = "".join(character if character.isprintable() else "?" for character in str(error))
         now = time.monotonic()
@@ -197,13 +202,16 @@ class Server:
 
 
 def _check_rank(pod: Pod, hello: Hello, gpus: int) -> None:
-    """A pod's ranks are those of its completion index: one for each of its GPUs."""
-    if pod.rank is None or pod.stages is None:
+    """A pod's ranks are those of its index: one for each of its GPUs, in the order that its variables name."""
+    if pod.index is None or pod.shape is None:
         return
-    degree = pod.tensor_parallel or 1
-    claimed = (hello.pipeline * pod.stages + hello.stage) * degree + hello.tensor_rank
-    if hello.stage >= pod.stages or hello.tensor_rank >= degree or claimed // gpus != pod.rank:
-        whose = f"rank {pod.rank}" if gpus == 1 else f"ranks {pod.rank * gpus} to {(pod.rank + 1) * gpus - 1}"
+    first = pod.index * gpus
+    whose = f"rank {first}" if gpus == 1 else f"ranks {first} to {first + gpus - 1}"
+    try:
+        claimed = pod.shape.rank(hello.pipeline, hello.stage, hello.tensor_rank)
+    except ValueError as error:
+        raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is {whose}: {error}") from None
+    if claimed // gpus != pod.index:
         raise Refused("other_rank", f"pod {pod.namespace}/{pod.name} is {whose}, not {claimed}")
 
 

@@ -32,7 +32,7 @@ def state_of(lease: Lease) -> tuple[RankState, str]:
     if controller.problem or lease.caretaker.failure:
         return RankState.REFUSED, controller.problem or lease.caretaker.failure
     if follower.mismatch:
-        return RankState.MISMATCH, ""
+        return RankState.MISMATCH, follower.mismatch_kind
     if not follower.accepted_generation:
         return RankState.NO_PLAN, ""
     if not follower.active_generation:

@@ -1,37 +1,74 @@
-"""The watchdog: gives clocks back when the agent was killed.
+"""The watchdog: gives clocks back when the agent was killed, and when the DaemonSet goes away with a hanging agent.
 
 It waits for the agent's file lock, which the kernel takes from a dead process at once: no API, no kubelet, no polling
-while the agent lives. It runs in a container of its own, so that what kills the agent spares it.
+while the agent lives. It runs in a container of its own, so that what kills the agent spares it. Told to stop, which
+the kubelet does to both containers at once, it waits for the agent's end; if the agent hangs, the watchdog does the
+agent's last duty before the grace is over, since nobody may come after them.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import signal
+import time
 from pathlib import Path
+from types import FrameType
 
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.journal import Journal, sole_holder
+from perseus_daemonset.journal import Journal, holder_if_free, sole_holder
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.release import release_journalled
 
 PAUSE_SECONDS = 0.5
+LAST_WAIT_SECONDS = 3.0  # less than the pod's grace (5 s in the chart) and more than the agent's own end (2 s)
 logger = logging.getLogger("perseus.watchdog")
 
 
-def watch(folder: Path, stopped: threading.Event) -> None:
-    """Release what a dead agent has left, until told to stop.
+class _ToldToStop(Exception):
+    """A signal came."""
+
+
+def watch(folder: Path) -> None:
+    """Release what a dead agent has left, until told to stop by SIGTERM or SIGINT.
 
     The file lock is held for the release alone, so that a starting agent waits milliseconds for it.
     """
     journal = Journal(folder)
-    while not stopped.is_set():
-        with sole_holder(folder):
-            if journal.entries():
-                logger.warning("the agent is gone and left %d locked GPUs", len(journal.entries()))
-                try:
-                    # A new session with NVML each time: the driver may have been replaced in between.
-                    release_journalled(journal, Nvml())
-                except HardwareError as error:
-                    logger.error("%s", error)
-        stopped.wait(PAUSE_SECONDS)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        while True:
+            with sole_holder(folder):
+                _release(journal, "the agent is gone and left %d locked GPUs")
+            time.sleep(PAUSE_SECONDS)
+    except _ToldToStop:
+        _last_duty(folder, journal)
+
+
+def _last_duty(folder: Path, journal: Journal) -> None:
+    deadline = time.monotonic() + LAST_WAIT_SECONDS
+    while True:
+        with holder_if_free(folder) as free:
+            if free or time.monotonic() > deadline:
+                _release(journal, "the agent ends and leaves %d locked GPUs")
+                return
+        time.sleep(0.05)
+
+
+def _release(journal: Journal, told: str) -> None:
+    entries = journal.entries()
+    if not entries.gpus and not entries.may_name_any_gpu:
+        return
+    logger.warning(told, len(entries.gpus))
+    try:
+        # A new session with NVML each time: the driver may have been replaced in between.
+        release_journalled(journal, Nvml())
+    except HardwareError as error:
+        logger.error("%s", error)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    # Once: a second signal must not break the last duty off.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise _ToldToStop

@@ -25,7 +25,12 @@ _RAW_SLOWDOWN = (
     f" / sum by ({_LABELS}) (rate(perseus_instruction_expected_seconds_total[1m])))"
 )
 _RECORDED_SLOWDOWN = "perseus:rank_slowdown:ratio"
-_REASONS = f'perseus_gpu_clock_event_active{{reason=~"{"|".join(sorted(HEAT_REASONS | POWER_REASONS))}"}} == 1'
+_KNOWN_REASONS = f'reason=~"{"|".join(sorted(HEAT_REASONS | POWER_REASONS))}"'
+# A reason may come and go between scrapes: the agent also counts the time in which it held a clock down.
+_REASONS = (
+    f"(perseus_gpu_clock_event_active{{{_KNOWN_REASONS}}} == 1)"
+    f" or (rate(perseus_clock_not_held_seconds_total{{{_KNOWN_REASONS}}}[1m]) > 0.02)"
+)
 
 
 class Cause(StrEnum):

@@ -18,13 +18,21 @@ from perseus_operator.settings import Settings
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
-COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_PROFILER = "optimiser", "trainer", "profiler"
+ANNOTATION_TEMPLATE = f"{names.GROUP}/template-hash"  # of the user's template that a training Job was made from
+COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "trainer", "accounts"
+COMPONENT_PROFILER = "profiler"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
+ENV_CORRECTIONS = "PERSEUS_PROFILE_CORRECTIONS"
+CORRECTIONS_KEY = "corrections.json"
 PROFILE_FOLDER = "/profile"
 _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
 _KEEP_OPTIMISER_SECONDS = 3600
+
+
+class TemplateProblem(ValueError):
+    """The template does not fit the job's shape; the text says what to change."""
 
 
 class Builder:
@@ -36,8 +44,12 @@ class Builder:
         self.namespace: str = metadata["namespace"]
         self.name: str = metadata["name"]
         self.uid: str = metadata["uid"]
+        labels = metadata.get("labels") or {}
+        self._queue_labels = {name: labels[name] for name in names.QUEUE_LABELS if name in labels}
         self._spec = spec
         self._settings = settings
+        # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
+        self.corrections = ""
 
     @property
     def optimiser_name(self) -> str:
@@ -50,11 +62,25 @@ class Builder:
         digest = hashlib.sha256(content.encode()).hexdigest()
         return f"{self.optimiser_name[:50]}-{digest[:8]}"
 
+    @property
+    def profiling_name(self) -> str:
+        """Name of the Job and Service of profiling pods."""
+        return f"{self.name}-profiling"
+
+    @property
+    def gpus_of_a_pod(self) -> int:
+        """How many GPUs the template's containers ask for; 0 where their number makes no sense."""
+        containers = (self._spec.template or {}).get("spec", {}).get("containers", [])
+        limits = [((each.get("resources") or {}).get("limits") or {}).get(names.GPU_RESOURCE, 0) for each in containers]
+        return sum(int(each) for each in limits) if all(str(each).isdecimal() for each in limits) else 0
+
     def frontier_config_map(self) -> Document:
         """Return the ConfigMap that the optimisation pod fills; its content is the pod's, not ours."""
         name = names.frontier_config_map_name(self.name)
         document = self._child("v1", "ConfigMap", name, COMPONENT_OPTIMISER)
         document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_FRONTIER
+        if self.corrections:
+            document["data"] = {CORRECTIONS_KEY: self.corrections}
         return _hashed(document)
 
     def optimiser_access(self) -> list[Document]:
@@ -68,7 +94,7 @@ class Builder:
                 "apiGroups": [""],
                 "resources": ["configmaps"],
                 "resourceNames": [names.frontier_config_map_name(self.name)],
-                "verbs": ["get", "patch"],
+                "verbs": ["patch"],
             }
         ]
         binding = self._child(f"{group}/v1", "RoleBinding", self.optimiser_name, COMPONENT_OPTIMISER)
@@ -89,6 +115,7 @@ class Builder:
                 {"name": ENV_CHECKSUM, "value": checksum},
                 {"name": ENV_FRONTIER, "value": names.frontier_config_map_name(self.name)},
                 {"name": names.ENV_NAMESPACE, "value": self.namespace},
+                *([{"name": ENV_CORRECTIONS, "value": self.corrections}] if self.corrections else []),
             ],
             "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
             "securityContext": {
@@ -153,16 +180,24 @@ class Builder:
         return _hashed(document)
 
     def workload(self, component: str = COMPONENT_TRAINER) -> Document:
-        """Return the Indexed Job: the user's template, once for each rank.
+        """Return the Indexed Job: the user's template, as many times as the ranks need GPUs.
 
         Args:
             component: the trainer's, or the profiler's: the same pods, of one pipeline alone.
+
+        Raises:
+            TemplateProblem: the ranks do not divide into such pods.
         """
         parallelism = self._spec.parallelism
         name = self._workload_name(component)
         pipelines = 1 if component == COMPONENT_PROFILER else parallelism.pipelines
-        ranks = parallelism.ranks // parallelism.pipelines * pipelines
-        template = copy.deepcopy(self._spec.template)
+        ranks, gpus = parallelism.ranks // parallelism.pipelines * pipelines, self.gpus_of_a_pod
+        if gpus < 1 or ranks % gpus:
+            raise TemplateProblem(
+                f"spec.template asks for {gpus} {names.GPU_RESOURCE} a pod, and {ranks} ranks (stages x pipelines x "
+                f"tensorParallel) do not divide into such pods; correct the limit of {names.GPU_RESOURCE}"
+            )
+        template = copy.deepcopy(self._spec.template or {})
         metadata = template.setdefault("metadata", {})
         metadata["labels"] = {
             **(metadata.get("labels") or {}),
@@ -177,15 +212,22 @@ class Builder:
             added = [each for each in self._training_variables(name, pipelines) if each["name"] not in given]
             container["env"] = [*(container.get("env") or []), *added]
         document = self._child("batch/v1", "Job", name, component)
+        document["metadata"]["labels"].update(self._queue_labels)
         document["spec"] = {
             "completionMode": "Indexed",
-            "completions": ranks,
-            "parallelism": ranks,
+            "completions": ranks // gpus,
+            "parallelism": ranks // gpus,
             "backoffLimit": _BACKOFF_LIMIT,
-            "suspend": self._spec.suspend,
             "template": template,
         }
-        return _hashed(document)
+        # In a queue, its controller says when training may start.
+        if self._spec.suspend or not self._queue_labels:
+            document["spec"]["suspend"] = self._spec.suspend
+        if self._spec.ttl_seconds_after_finished is not None:
+            document["spec"]["ttlSecondsAfterFinished"] = self._spec.ttl_seconds_after_finished
+        hashed = _hashed(document)
+        hashed["metadata"]["annotations"][ANNOTATION_TEMPLATE] = _digest(self._spec.template)
+        return hashed
 
     def plan_config_map(self, encoded: str) -> Document:
         """Return the plan's ConfigMap in the operator's namespace: removed by finalizer and sweep."""
@@ -207,7 +249,15 @@ class Builder:
         }
 
     def _workload_name(self, component: str) -> str:
-        return self.name if component == COMPONENT_TRAINER else f"{self.name}-profiling"
+        return self.name if component == COMPONENT_TRAINER else self.profiling_name
+
+    def report_config_map(self, report: str, ledger: str) -> Document:
+        """Return the ConfigMap with the job's books (for the operator) and report (for people), owned by the job."""
+        document = self._child("v1", "ConfigMap", names.report_config_map_name(self.name), COMPONENT_ACCOUNTS)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_REPORT
+        document["data"] = {names.REPORT_KEY: report}
+        document["binaryData"] = {names.LEDGER_KEY: ledger}
+        return document
 
     def _training_variables(self, name: str, pipelines: int) -> list[Document]:
         parallelism = self._spec.parallelism
@@ -217,11 +267,15 @@ class Builder:
             names.ENV_PIPELINES: pipelines,
             names.ENV_TENSOR_PARALLEL: parallelism.tensor_parallel,
             names.ENV_MICROBATCHES: parallelism.microbatches,
+            names.ENV_RANK_ORDER: parallelism.rank_order.value,
             names.ENV_SCHEDULE: self._spec.schedule.value,
             names.ENV_COORDINATOR: f"{name}-0.{name}",
         }
-        rank = {"name": names.ENV_RANK, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}}
-        return [rank, *({"name": name, "value": str(value)} for name, value in values.items())]
+        found: list[Document] = [{"name": name, "value": str(value)} for name, value in values.items()]
+        if self.gpus_of_a_pod == 1:
+            place = {"fieldRef": {"apiVersion": "v1", "fieldPath": index}}
+            found.insert(0, {"name": names.ENV_RANK, "valueFrom": place})
+        return found
 
     def _shape(self) -> str:
         parallelism = self._spec.parallelism
@@ -262,6 +316,13 @@ class Builder:
         }
 
 
+def without_template(job: Document) -> Document:
+    """Return what may be changed of a training Job that is there: its pod template is nobody's to change any more."""
+    annotations = {ANNOTATION_HASH: job["metadata"]["annotations"][ANNOTATION_HASH]}
+    spec = {key: each for key, each in job["spec"].items() if key != "template"}
+    return {"metadata": {"labels": job["metadata"]["labels"], "annotations": annotations}, "spec": spec}
+
+
 def is_up_to_date(wanted: Document, present: Document | None) -> bool:
     """Whether an object is there with the content that we would write, and nobody has changed it since."""
     if present is None or present["metadata"].get("deletionTimestamp"):
@@ -283,14 +344,14 @@ def contains(present: Any, wanted: Any) -> bool:
 
 def _changeable(wanted: Document) -> Document:
     # A Job's pod template cannot be changed by anybody, and the API server writes its quantities in other words.
-    if wanted["kind"] != "Job":
-        return wanted
-    spec = {key: each for key, each in wanted["spec"].items() if key != "template"}
-    return {**wanted, "spec": spec}
+    return without_template(wanted) if wanted["kind"] == "Job" else wanted
 
 
 def _hashed(document: Document) -> Document:
-    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
-    document["metadata"]["annotations"] = {ANNOTATION_HASH: digest}
+    document["metadata"]["annotations"] = {ANNOTATION_HASH: _digest(document)}
     return document
+
+
+def _digest(document: Any) -> str:
+    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -18,11 +18,14 @@ import aiohttp
 from kubernetes.aio import client, config
 from perseus_api import names
 
+from perseus_operator.memory import Memory
 from perseus_operator.metrics import API_REFUSALS, API_REQUEST_SECONDS, API_WRITES
+from perseus_operator.tracing import span
 
 Document = dict[str, Any]
 _TIMEOUT_SECONDS = 15.0
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4, 0.1, 5.0
+_REMEMBERED_WRITES = 20_000
 _IN_TROUBLE = (500, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -91,6 +94,7 @@ class Api:
         """Use `connect`."""
         self._client = api_client
         self._manager = field_manager
+        self._written: Memory[tuple[str, str], bool] = Memory(_REMEMBERED_WRITES)
 
     @classmethod
     async def connect(cls, field_manager: str = names.FIELD_MANAGER_OPERATOR) -> Api:
@@ -104,6 +108,11 @@ class Api:
         except config.ConfigException:
             await config.load_kube_config()
         return cls(client.ApiClient(), field_manager)
+
+    def wrote(self, document: Document) -> bool:
+        """Whether an object is exactly as this connection wrote it: an event of it tells nothing new."""
+        metadata = document["metadata"]
+        return self._written.get((metadata.get("uid", ""), metadata.get("resourceVersion", ""))) is not None
 
     async def close(self) -> None:
         """Close the connection."""
@@ -122,6 +131,20 @@ class Api:
                 return None
             raise
 
+    async def preferred_version(self, group: str) -> str | None:
+        """Return the version of an API group that the server prefers, None if it does not serve the group.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        try:
+            answer = await self._request("GET", f"/apis/{quote(group, safe='')}")
+        except ApiRefusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+        return str((answer.get("preferredVersion") or {}).get("version") or "") or None
+
     async def find(self, kind: Kind, namespace: str, selector: str = "", field_selector: str = "") -> list[Document]:
         """Return the objects of a namespace ("" for all) that selectors of labels and fields choose.
 
@@ -131,6 +154,7 @@ class Api:
         given = (("labelSelector", selector), ("fieldSelector", field_selector))
         query = [(name, value) for name, value in given if value]
         answer = await self._request("GET", kind.path(namespace), query=query)
+        # null where metadata alone was asked for and nothing is there
         items: list[Document] = answer.get("items") or []
         return items
 
@@ -141,6 +165,7 @@ class Api:
             ApiRefusal: the server refused.
         """
         answer = await self._request("GET", kind.path(""), query=[("resourceVersion", "0")], accept=_METADATA_ALONE)
+        # null where metadata alone was asked for and nothing is there
         items: list[Document] = answer.get("items") or []
         return items
 
@@ -248,8 +273,9 @@ class Api:
             auth_settings=["BearerToken"],
         )
         begin = time.perf_counter()
-        response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
-        data = await response.read()
+        with span(f"{method} {path}"):
+            response = await self._client.call_api(*serialised, _request_timeout=_TIMEOUT_SECONDS)
+            data = await response.read()
         API_REQUEST_SECONDS.labels(verb=method).observe(time.perf_counter() - begin)
         try:
             answer: Document = json.loads(data) if data else {}
@@ -261,4 +287,7 @@ class Api:
             told = response.headers.get("Retry-After", "")
             wait = float(told) if told.isdigit() else 0.0
             raise ApiRefusal(response.status, str(answer.get("reason", "")), str(answer.get("message", "")), wait)
+        if method == "PATCH":
+            metadata = answer["metadata"]
+            self._written.put((metadata["uid"], metadata["resourceVersion"]), True)
         return answer

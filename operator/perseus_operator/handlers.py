@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
@@ -16,18 +17,35 @@ import kopf
 from perseus_api import names
 
 from perseus_operator import metrics
+from perseus_operator.accounts import Accounts
 from perseus_operator.backstop import Backstop
 from perseus_operator.client import Api
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
 from perseus_operator.profiling.agents import Agents
+from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
 from perseus_operator.transport import Connection
 from perseus_operator.visits import JobKey, VisitQueue
 from perseus_operator.web import serve_pages
 
+# Changes of children come in bursts (pods of a Job become ready): one visit for each burst.
+CHILD_SECONDS = 0.3
 logger = logging.getLogger("perseus.operator")
+
+
+class _NothingToCompare(kopf.DiffBaseStorage):
+    """kopf would copy and compare each object for handlers that we do not have."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        raise AssertionError("kopf stores nothing in anybody's objects")
 
 
 class Operator:
@@ -38,6 +56,7 @@ class Operator:
         self._settings = settings
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: VisitQueue | None = None
+        self._api: Api | None = None
         self._backstop: Backstop | None = None
         self._health = Health()
         self._closers: list[Any] = []
@@ -63,14 +82,21 @@ class Operator:
         settings.watching.server_timeout = 300
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+        settings.persistence.diffbase_storage = _NothingToCompare()
+        own = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
+        for kind in ("configmaps", "services", "jobs"):
+            # The API server sends our own objects only, not every ConfigMap of the cluster.
+            settings.watching.label_selectors[kind] = own
         metrics.tell_version()
-        api = await Api.connect()
+        api = self._api = await Api.connect()
         session = aiohttp.ClientSession()
         queue_box: list[VisitQueue] = []
-        monitor = Monitor(lambda key: queue_box[0].add(key))
+        monitor = Monitor(lambda key: queue_box[0].add(key, urgent=True))
+        accounts = Accounts(
+            monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
+        )
         agents = Agents(api, self._settings.namespace)
-        reconciler = Reconciler(api, self._settings, monitor, agents)
+        reconciler = Reconciler(api, self._settings, monitor, accounts, agents)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         self._backstop = Backstop(reconciler, self._queue)
@@ -83,6 +109,7 @@ class Operator:
             connection = Connection(self._settings.prometheus, session)
             await monitor.look_first(connection)
             self._tasks.append(asyncio.create_task(monitor.run(connection)))
+            self._tasks.append(asyncio.create_task(accounts.run(Prometheus(connection))))
             self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
         self._tasks += [asyncio.create_task(self._queue.run()), asyncio.create_task(self._backstop.run())]
         self._health.begins(self._queue, self._backstop)
@@ -105,16 +132,29 @@ class Operator:
             else:
                 metadata: Any = event["object"]["metadata"]
                 self._backstop.told(key, int(metadata.get("generation") or 0))
-        self._visit(key)
+        self._visit(key, event, 0.0)
 
-    async def _child_event(self, labels: kopf.Labels, namespace: str | None, **_: object) -> None:
+    async def _child_event(self, event: kopf.RawEvent, labels: kopf.Labels, namespace: str | None, **_: object) -> None:
         # A plan lives in the operator's namespace and names its job's.
         home = labels.get(names.LABEL_JOB_NAMESPACE) or namespace or ""
-        self._visit((home, labels[names.LABEL_JOB]))
+        self._visit((home, labels[names.LABEL_JOB]), event, CHILD_SECONDS)
 
-    def _visit(self, key: JobKey) -> None:
-        if self._queue is not None:
-            self._queue.add(key)
+    def _visit(self, key: JobKey, event: kopf.RawEvent, delay_seconds: float) -> None:
+        document: Any = event["object"]
+        if self._queue is None or self._api is None:
+            return
+        if event["type"] != "DELETED" and self._api.wrote(document) and _is_told(document):
+            return
+        self._queue.add(key, delay_seconds)
+
+
+def _is_told(document: dict[str, Any]) -> bool:
+    """Whether our write was the answer to everything before it: kopf hands on the last of several quick events only."""
+    if document.get("kind") != names.KIND:
+        return True
+    metadata, status = document["metadata"], document.get("status") or {}
+    held = names.FINALIZER in (metadata.get("finalizers") or []) and not metadata.get("deletionTimestamp")
+    return bool(held and status.get("observedGeneration") == metadata.get("generation"))
 
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -124,7 +164,7 @@ def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
 def _end_with(task: asyncio.Task[None]) -> None:
     """A part that ended has failed: end the process, so that the kubelet starts it anew."""
     if not task.cancelled():
-        logger.critical("a part of the operator ended: %r", task.exception())
+        logger.critical("a part of the operator ended", exc_info=task.exception())
         raise SystemExit(1)
 
 

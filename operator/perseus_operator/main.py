@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 
 from perseus_operator.client import ApiRefusal
 from perseus_operator.handlers import run_operator
+from perseus_operator.logs import set_up_logs
 from perseus_operator.selftest import SelfTestFailed, selftest
 from perseus_operator.settings import Settings, SettingsError
+from perseus_operator.tracing import end_traces, set_up_traces
 from perseus_operator.uninstall import uninstall
 
 
@@ -19,10 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="perseus-operator", description="Keeps PerseusJobs.")
     parser.add_argument("command", choices=["run", "uninstall", "selftest"])
     command = parser.parse_args().command
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment()
+        set_up_logs(settings.log_format)
+        set_up_traces()
         if command == "selftest":
             print("\n".join(asyncio.run(selftest(settings))))
         else:
@@ -30,6 +31,8 @@ def main() -> int:
     except (SettingsError, SelfTestFailed, ApiRefusal, TimeoutError) as error:
         print(f"perseus-operator {command}: {error}", file=sys.stderr)
         return 1
+    finally:
+        end_traces()
     return 0
 
 

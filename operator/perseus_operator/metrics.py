@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from perseus_api.metrics import OPERATOR_METRICS
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from perseus_operator.ledger import Totals
+
 METRICS = CollectorRegistry()
 
 
@@ -23,11 +25,17 @@ PLAN_GENERATION = _gauge("perseus_job_plan_generation", "namespace", "job")
 PLANNED_SECONDS = _gauge("perseus_job_planned_iteration_seconds", "namespace", "job", "pipeline")
 SLOWDOWN_RATIO = _gauge("perseus_job_straggler_slowdown_ratio", "namespace", "job")
 PREDICTED_SAVINGS = _gauge("perseus_job_predicted_savings_ratio", "namespace", "job")
+ENERGY_JOULES = _gauge("perseus_job_energy_joules", "namespace", "job")
+BASELINE_JOULES = _gauge("perseus_job_baseline_joules", "namespace", "job", "source")
+SAVED_JOULES = _gauge("perseus_job_saved_joules", "namespace", "job", "cause")
+ITERATIONS = _gauge("perseus_job_iterations", "namespace", "job")
+SLOWDOWN = _gauge("perseus_job_slowdown_ratio", "namespace", "job")
 RECONCILE_SECONDS = Histogram(
     "perseus_operator_reconcile_seconds", OPERATOR_METRICS["perseus_operator_reconcile_seconds"], registry=METRICS
 )
 RECONCILES = _counter("perseus_operator_reconciles_total", "outcome")
 API_WRITES = _counter("perseus_operator_api_writes_total", "kind", "verb")
+CORRECTION_RATIO = _gauge("perseus_job_profile_correction_ratio", "namespace", "job")
 CAUSE_RATIO = _gauge("perseus_job_straggler_cause_ratio", "namespace", "job", "pipeline", "cause", "pod", "node", "gpu")
 ROUND_SECONDS = Histogram(
     "perseus_operator_straggler_round_seconds",
@@ -82,11 +90,32 @@ def tell_causes(namespace: str, job: str, found: dict[tuple[str, ...], float]) -
 
 def forget_job(namespace: str, job: str, pipelines: int) -> None:
     """Take a deleted job's series away."""
-    for gauge in (PLAN_GENERATION, SLOWDOWN_RATIO, PREDICTED_SAVINGS):
+    for gauge in (PLAN_GENERATION, SLOWDOWN_RATIO, PREDICTED_SAVINGS, CORRECTION_RATIO):
         _remove(gauge, namespace, job)
     tell_causes(namespace, job, {})
     for pipeline in range(pipelines):
         _remove(PLANNED_SECONDS, namespace, job, str(pipeline))
+
+
+def tell_totals(namespace: str, job: str, totals: Totals) -> None:
+    """Export a job's books, as they were last written down."""
+    ENERGY_JOULES.labels(namespace, job).set(totals.energy_joules)
+    ITERATIONS.labels(namespace, job).set(totals.iterations)
+    BASELINE_JOULES.labels(namespace, job, "measured").set(totals.measured_joules)
+    BASELINE_JOULES.labels(namespace, job, "predicted").set(totals.predicted_joules)
+    SAVED_JOULES.labels(namespace, job, "intrinsic").set(totals.intrinsic_joules)
+    SAVED_JOULES.labels(namespace, job, "straggler").set(totals.straggler_joules)
+    if totals.slowdown_ratio is not None:
+        SLOWDOWN.labels(namespace, job).set(totals.slowdown_ratio)
+
+
+def forget_totals(namespace: str, job: str) -> None:
+    """Take the books of a job that is gone away."""
+    for gauge in (ENERGY_JOULES, ITERATIONS, SLOWDOWN):
+        _remove(gauge, namespace, job)
+    for gauge, values in ((BASELINE_JOULES, ("measured", "predicted")), (SAVED_JOULES, ("intrinsic", "straggler"))):
+        for value in values:
+            _remove(gauge, namespace, job, value)
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

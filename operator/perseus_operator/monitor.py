@@ -19,17 +19,19 @@ from perseus_api.plan import Plan
 
 from perseus_operator import metrics
 from perseus_operator.causes import Cause, Facts, Finding, ask_facts, find_cause
+from perseus_operator.drift import DriftWatch, Work
+from perseus_operator.ledger import Situation
 from perseus_operator.measurements import PipelineVoice
 from perseus_operator.planning import Stragglers, planned_seconds
-from perseus_operator.prometheus import JobEnergy, JobKey, JobReport, NoAnswer, Prometheus
+from perseus_operator.prometheus import JobKey, JobReport, NoAnswer, Prometheus
 from perseus_operator.sources import Sources
 from perseus_operator.stragglers import JobWatch, assess, full_seconds, training_restarted
 from perseus_operator.transport import Connection
 
 ROUND_SECONDS = 0.5
-ENERGY_SECONDS = 30.0
 FIRST_LOOK_SECONDS = 8.0
 CAUSE_SECONDS = 2.0
+DRIFT_SECONDS = 20.0
 HISTORY_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
 __all__ = ["JobKey", "Monitor", "WatchedJob"]
@@ -51,6 +53,7 @@ class WatchedJob:
         shown_seconds: monotonic time of the scrape that showed what the plan answers; None if it answers nothing.
         confirmed: ranks that hold the plan, as counted so far.
         missed: whether it was resumed and its history not yet read.
+        drift: of its instructions from the profile.
     """
 
     plan: Plan
@@ -64,6 +67,7 @@ class WatchedJob:
     shown_seconds: float | None = None
     confirmed: int = 0
     missed: bool = False
+    drift: DriftWatch = field(default_factory=DriftWatch)
 
 
 class Monitor:
@@ -73,7 +77,6 @@ class Monitor:
         answered: whether Prometheus answered in the last round; None without a Prometheus.
         failure: why it did not.
         has_rules: whether Prometheus has the recording rules; None until asked.
-        energies: counters by job.
         sources: what else tells of stragglers.
     """
 
@@ -82,7 +85,6 @@ class Monitor:
         self.answered: bool | None = None
         self.failure = ""
         self.has_rules: bool | None = None
-        self.energies: dict[JobKey, JobEnergy] = {}
         self.sources = Sources(lambda: {key: job.spec for key, job in self._jobs.items()})
         self._ask = ask_for_visit
         self._jobs: dict[JobKey, WatchedJob] = {}
@@ -94,6 +96,13 @@ class Monitor:
     def find(self, key: JobKey) -> WatchedJob | None:
         """Return what is known of a job with a plan."""
         return self._jobs.get(key)
+
+    def situation(self, key: JobKey) -> Situation:
+        """Return what a job is doing, for its books."""
+        job = self._jobs.get(key)
+        if job is None or job.report.least_active < 1:
+            return Situation.UNPLANNED
+        return Situation.STRAGGLING if job.wanted.pipelines else Situation.PLANNED
 
     def resume(self, key: JobKey, plan: Plan, spec: PerseusJobSpec) -> WatchedJob:
         """Watch a job whose plan was there before this operator."""
@@ -117,7 +126,7 @@ class Monitor:
         watch.changed(before, plan, stragglers, spec.straggler, now)
         job = self._jobs[key] = WatchedJob(plan, spec, watch, stragglers, shown_seconds=shown, silent_since=now)
         if known is not None:
-            job.report, job.silent_since = known.report, known.silent_since
+            job.report, job.silent_since, job.drift = known.report, known.silent_since, known.drift
             job.causes = {index: each for index, each in known.causes.items() if index in stragglers.pipelines}
 
     def settled(self, key: JobKey, spec: PerseusJobSpec, stragglers: Stragglers) -> None:
@@ -128,46 +137,54 @@ class Monitor:
             job.spec = spec
             job.causes = {index: each for index, each in job.causes.items() if index in stragglers.pipelines}
 
+    def take_drift(self, key: JobKey) -> dict[Work, float]:
+        """Hand over a drift that has become sure: the frontier is made anew for it."""
+        job = self._jobs.get(key)
+        if job is None or not job.drift.factors:
+            return {}
+        factors = job.drift.factors
+        job.drift.corrected(time.monotonic())
+        return factors
+
     def forget(self, key: JobKey) -> None:
         """Watch a job no more."""
         self._jobs.pop(key, None)
-        self.energies.pop(key, None)
         self.sources.forget(key)
         self._problems.pop(key, None)
 
     async def look_first(self, connection: Connection) -> None:
         """Ask once before the first visit: an operator that starts anew then tells nothing that was told already."""
         try:
-            await asyncio.wait_for(self._round(Prometheus(connection), with_energy=True), FIRST_LOOK_SECONDS)
+            await asyncio.wait_for(self._round(Prometheus(connection)), FIRST_LOOK_SECONDS)
         except TimeoutError:
             logger.warning("Prometheus takes more than %.0f s; the first visits do without it", FIRST_LOOK_SECONDS)
 
     async def run(self, connection: Connection) -> None:
         """Make rounds until cancelled."""
         prometheus = Prometheus(connection)
-        energy_at = cause_at = 0.0
+        cause_at = drift_at = 0.0
         while True:
             begin = time.monotonic()
             if self._jobs:
-                with_energy, with_causes = begin >= energy_at, begin >= cause_at
-                energy_at = begin + ENERGY_SECONDS if with_energy else energy_at
+                with_causes = begin >= cause_at
                 cause_at = begin + CAUSE_SECONDS if with_causes else cause_at
-                await self._round(prometheus, with_energy)
+                await self._round(prometheus)
                 if with_causes and self.answered:
                     await self._find_causes(connection)
+                if begin >= drift_at and self.answered:
+                    drift_at = begin + DRIFT_SECONDS
+                    await self._find_drifts(prometheus)
                 metrics.ROUND_SECONDS.observe(time.monotonic() - begin)
             took = time.monotonic() - begin
             await asyncio.sleep(max(took, ROUND_SECONDS - took, 0.05))
 
-    async def _round(self, prometheus: Prometheus, with_energy: bool) -> None:
+    async def _round(self, prometheus: Prometheus) -> None:
         answered_before = self.answered
         try:
             if self._history is None:
                 self._history = await prometheus.history()
                 self._history_asked = time.monotonic()
             reports = await prometheus.reports()
-            if with_energy:
-                self.energies = await prometheus.energies()
         except NoAnswer as error:
             if self.answered is not False:
                 logger.warning("%s; plans stay as they are", error)
@@ -192,7 +209,7 @@ class Monitor:
         told_more = False
         if report is not None:
             _choose(job, report, now)
-            told_more = (report.accepted, report.active) != (job.report.accepted, job.report.active)
+            told_more = _told(report) != _told(job.report)
             job.report, job.silent_since = report, None
             self._count_confirmations(job, report, now)
         elif job.silent_since is None:
@@ -239,6 +256,19 @@ class Monitor:
                     job.causes[index] = found
                     self._ask(key)
 
+    async def _find_drifts(self, prometheus: Prometheus) -> None:
+        """Ask whether the profiles still hold, once for all jobs."""
+        try:
+            drifts = await prometheus.drifts()
+        except NoAnswer as error:
+            metrics.SOURCE_ERRORS.labels(source="drift").inc()
+            logger.warning("drift of instructions: %s", error)
+            return
+        now = time.monotonic()
+        for key, job in self._jobs.items():
+            if job.drift.look(drifts.get(key, {}), job.spec.straggler.drift_percent, now):
+                self._ask(key)
+
     def _cause(self, key: JobKey, job: WatchedJob, index: int, facts: Facts) -> Finding:
         evidence = job.watch.evidence.get(index)
         if evidence is None or not evidence.slow:
@@ -252,6 +282,10 @@ def observed_ratio(job: WatchedJob, index: int) -> float:
     if evidence is not None and evidence.slow:
         return evidence.level
     return job.watch.stragglers.deadline_seconds / full_seconds(job.plan)
+
+
+def _told(report: JobReport) -> tuple[object, ...]:
+    return report.accepted, report.active, report.troubles
 
 
 def _place(found: Finding) -> tuple[object, ...]:

@@ -8,14 +8,20 @@ computed at each question where it has not.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from perseus_api.instructions import Instruction
 from perseus_api.metrics import RECORDING_RULES_VERSION
 
+from perseus_operator.counters import JobReadings, question, readings
+from perseus_operator.drift import Bounds, Work
 from perseus_operator.measurements import Measurement
-from perseus_operator.transport import Connection, NoAnswer, samples, timed_samples
+from perseus_operator.transport import Connection, NoAnswer, Sample, samples
+from perseus_operator.troubles import QUESTION as _TROUBLES
+from perseus_operator.troubles import Trouble, read_troubles
 
 JobKey = tuple[str, str]
 _SECONDS, _ITERATION = "perseus_pipeline_seconds", "perseus_pipeline_iteration"
@@ -30,16 +36,24 @@ _RAW_GENERATIONS = " or ".join(
     for name, kind in ((_ACCEPTED, "accepted"), (_ACTIVE, "active"))
 )
 _RECORDED_GENERATIONS = '{__name__="perseus:plan_generation:ranks"}'
-_ENERGY = (
-    'label_replace(sum by (namespace, job) (perseus_gpu_energy_joules_total), "source", "energy", "", "")'
-    " or sum by (namespace, job, source) (perseus_gpu_baseline_joules_total)"
+_SLOWDOWN_OF_WORK = " / ".join(
+    f"sum by (namespace, job, pipeline, stage, instruction) (rate(perseus_instruction_{kind}_seconds_total[2m]))"
+    for kind in ("compared", "expected")
 )
+_RAW_DRIFT = " or ".join(
+    f'label_replace({pick} by (namespace, job, stage, instruction) ({_SLOWDOWN_OF_WORK}), "bound", "{bound}", "", "")'
+    for pick, bound in (("min", "least"), ("max", "most"))
+)
+_RECORDED_DRIFT = '{__name__="perseus:instruction_drift:ratio"}'
 _RULES = "perseus:rules:version"
 _RULES_SECONDS = 30.0
+_SLOTS = {_SECONDS: 0, _ITERATION: 1, _BEGIN: 2, "scraped": 3}
 _HISTORY = f"{_SECONDS}[3m]"
 _HISTORY_TIMEOUT_SECONDS = 10.0
+_COUNTERS_TIMEOUT_SECONDS = 10.0
+_INSTRUCTIONS = frozenset(each.value for each in Instruction)
 
-__all__ = ["JobEnergy", "JobKey", "JobReport", "NoAnswer", "Prometheus"]
+__all__ = ["JobKey", "JobReport", "NoAnswer", "Prometheus"]
 
 
 @dataclass
@@ -51,6 +65,7 @@ class JobReport:
         pods: what every pod says, by pipeline.
         accepted: how many ranks hold which newest generation.
         active: how many ranks run which generation.
+        troubles: ranks whose plan is not followed.
         answered_seconds: monotonic time of the answer.
     """
 
@@ -58,6 +73,7 @@ class JobReport:
     pods: dict[int, list[Measurement]] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     active: dict[int, int] = field(default_factory=dict)
+    troubles: tuple[Trouble, ...] = ()
     answered_seconds: float = 0.0
 
     @property
@@ -74,15 +90,6 @@ class JobReport:
     def least_active(self) -> int:
         """The lowest generation that a rank runs."""
         return min(self.active, default=0)
-
-
-@dataclass
-class JobEnergy:
-    """Counters of a job's GPUs in joules: energy, and baseline by how it was got."""
-
-    energy: float = 0.0
-    measured: float = 0.0
-    predicted: float = 0.0
 
 
 class Prometheus:
@@ -114,25 +121,32 @@ class Prometheus:
                 counts: dict[int, int] = getattr(report, kind)
                 counts[round(float(generation))] = int(value)
         pipelines = read_pipelines(await self._connection.ask(_PIPELINES))
+        troubles = read_troubles(await self._connection.ask(_TROUBLES))
         now = time.monotonic()
+        for key, each in troubles.items():
+            found.setdefault(key, JobReport()).troubles = each
         for key, pods in pipelines.items():
             found.setdefault(key, JobReport()).pods = pods
         for report in found.values():
             report.answered_seconds = now
         return found
 
-    async def energies(self) -> dict[JobKey, JobEnergy]:
-        """Return the energy counters of every job.
+    async def counters(self, window_seconds: float) -> dict[JobKey, JobReadings]:
+        """Return the agents' energy counters of every job over the last seconds.
 
         Raises:
             NoAnswer: Prometheus does not answer.
         """
-        found: dict[JobKey, JobEnergy] = {}
-        for labels, value in samples(await self._connection.ask(_ENERGY)):
-            energy = found.setdefault(_key(labels), JobEnergy())
-            if labels.get("source") in ("energy", "measured", "predicted"):
-                setattr(energy, labels["source"], value)
-        return found
+        return readings(samples(await self._connection.ask(question(window_seconds), _COUNTERS_TIMEOUT_SECONDS)))
+
+    async def drifts(self) -> dict[JobKey, dict[Work, Bounds]]:
+        """Return what the instructions of every job's stages take over what they should.
+
+        Raises:
+            NoAnswer: Prometheus does not answer.
+        """
+        question = _RECORDED_DRIFT if self.has_rules else _RAW_DRIFT
+        return read_drifts(samples(await self._connection.ask(question)))
 
     async def history(self) -> dict[JobKey, dict[int, list[float]]]:
         """Return the last minutes' pipeline times of every job, oldest first: what an operator that starts anew missed.
@@ -154,30 +168,57 @@ class Prometheus:
 def read_pipelines(data: Any) -> dict[JobKey, dict[int, list[Measurement]]]:
     """Return what each pod says of its pipeline.
 
+    With ten thousand pipelines this is most of a round's time: one plain loop over the samples.
+
     Raises:
         NoAnswer: this is no answer of Prometheus.
     """
-    by_pod: dict[tuple[str, str, str, str], dict[str, tuple[float, float]]] = {}
-    for labels, value, when in timed_samples(data):
-        place = (labels.get("namespace", ""), labels.get("job", ""), labels.get("pipeline", ""), labels.get("pod", ""))
-        by_pod.setdefault(place, {})[labels.get("__name__") or labels.get("perseus_kind", "")] = (value, when)
+    by_pod: dict[tuple[Any, ...], list[float | None]] = {}
+    answered = 0.0
+    try:
+        if data["resultType"] != "vector":
+            raise NoAnswer("Prometheus's answer is not an instant vector")
+        for sample in data["result"]:
+            when, text = sample["value"]
+            labels = sample["metric"]
+            get = labels.get
+            slot = _SLOTS.get(get("__name__") or get("perseus_kind"))
+            value = float(text)
+            if slot is None or not math.isfinite(value):
+                continue
+            answered = float(when)
+            place = (get("namespace", ""), get("job", ""), get("pipeline", ""), get("pod", ""))
+            values = by_pod.get(place)
+            if values is None:
+                by_pod[place] = values = [None, None, None, None]
+            values[slot] = value
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise NoAnswer("this is no answer of Prometheus") from None
     found: dict[JobKey, dict[int, list[Measurement]]] = {}
-    for (namespace, job, pipeline, pod), values in by_pod.items():
-        number, iteration = _pipeline(pipeline), values.get(_ITERATION)
-        if number is None or iteration is None or not -1 < iteration[0] < 2**53:
+    for (namespace, job, pipeline, pod), (seconds, iteration, begin, scraped) in by_pod.items():
+        number = _pipeline(pipeline)
+        if number is None or iteration is None or not -1 < iteration < 2**53:
             continue
-        seconds, begin, scraped = values.get(_SECONDS), values.get(_BEGIN), values.get("scraped")
-        measurement = Measurement(
-            seconds=seconds[0] if seconds else None,
-            iteration=int(iteration[0]),
-            begin_seconds=begin[0] if begin else None,
-            scraped_seconds=scraped[0] if scraped else None,
-            age_seconds=max(0.0, iteration[1] - scraped[0]) if scraped else 0.0,
-            pod=pod,
-        )
+        age = max(0.0, answered - scraped) if scraped is not None else 0.0
+        measurement = Measurement(seconds, int(iteration), begin, scraped, age, pod)
         if measurement.is_sound:
             found.setdefault((namespace, job), {}).setdefault(number, []).append(measurement)
     return found
+
+
+def read_drifts(found: list[Sample]) -> dict[JobKey, dict[Work, Bounds]]:
+    """Return the bounds of each stage's instructions that an answer tells both of."""
+    values: dict[tuple[JobKey, Work], dict[str, float]] = {}
+    for labels, value in found:
+        stage, instruction = _pipeline(labels.get("stage")), labels.get("instruction")
+        if stage is not None and instruction in _INSTRUCTIONS:
+            place = (_key(labels), (stage, Instruction(instruction)))
+            values.setdefault(place, {})[labels.get("bound", "")] = value
+    drifts: dict[JobKey, dict[Work, Bounds]] = {}
+    for (key, work), bounds in values.items():
+        if "least" in bounds and "most" in bounds:
+            drifts.setdefault(key, {})[work] = Bounds(bounds["least"], bounds["most"])
+    return drifts
 
 
 def read_history(data: Any) -> dict[JobKey, dict[int, list[float]]]:
@@ -205,8 +246,8 @@ def read_history(data: Any) -> dict[JobKey, dict[int, list[float]]]:
     return found
 
 
-def _pipeline(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
+def _pipeline(text: object) -> int | None:
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
 def _is_whole(text: str) -> bool:

@@ -14,7 +14,8 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec, ProfilingMode
 
-from perseus_operator import metrics
+from perseus_operator import logs, metrics
+from perseus_operator.accounts import Accounts
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
 from perseus_operator.conditions import Story
@@ -22,33 +23,38 @@ from perseus_operator.monitor import JobKey, Monitor
 from perseus_operator.profiles import ProfileProblem
 from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.settings import Settings
+from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.plan import PlanStep
 from perseus_operator.steps.pods import ProfilingPods
 from perseus_operator.steps.profile import ProfileStep
+from perseus_operator.steps.reference import look_at_workload
 from perseus_operator.steps.status import StatusStep
 from perseus_operator.steps.telling import tell_profile
 from perseus_operator.steps.workload import bring_about_workload
+from perseus_operator.tracing import span
 from perseus_operator.visit import Visit
 
 WAITING_SECONDS, LONGEST_WAITING_SECONDS = 2.0, 30.0
 STEADY_SECONDS = 60.0
+REFERENCE_SECONDS = 15.0  # nobody tells of a workload that is not ours
 logger = logging.getLogger("perseus.operator")
 
 
 class Reconciler:
     """Visits jobs."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor, agents: Agents) -> None:
-        """Visit with a connection, the chart's settings, what the monitor knows and what agents measure."""
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor, accounts: Accounts, agents: Agents) -> None:
+        """Visit with a connection and the chart's settings; with what monitor, accounts and agents know."""
         self._api = api
         self._settings = settings
         self._monitor = monitor
-        self._frontier = FrontierStep(api)
+        self._frontier = FrontierStep(api, monitor.take_drift)
         self._profile = ProfileStep(api, settings, agents)
         self._pods = ProfilingPods(api)
         self._plan = PlanStep(api, settings, monitor, agents)
-        self._status = StatusStep(api, monitor)
+        self._account = AccountStep(api, accounts)
+        self._status = StatusStep(api)
         self._waits: dict[JobKey, int] = {}
 
     async def visit(self, key: JobKey) -> float | None:
@@ -57,6 +63,10 @@ class Reconciler:
         Raises:
             ApiRefusal: the API server refused; the visit is to be repeated.
         """
+        with logs.about(*key), span("visit", namespace=key[0], job=key[1]):
+            return await self._visit(key)
+
+    async def _visit(self, key: JobKey) -> float | None:
         begin = time.monotonic()
         outcome = "failed"
         try:
@@ -70,21 +80,22 @@ class Reconciler:
                 await self._release(key, job)
                 outcome = "settled"
                 return None
+            logs.about_generation(job["metadata"]["generation"])
             visit = Visit(key, job, Story())
             await self._bring_about(visit)
             visit.story.finish()
             await self._status.write(visit)
             outcome = "settled" if visit.settled else "waiting"
-            return WAITING_SECONDS if visit.measuring else self._pause(key, visit.settled)
+            return WAITING_SECONDS if visit.measuring else self._pause(key, visit)
         finally:
             metrics.RECONCILES.labels(outcome=outcome).inc()
             metrics.RECONCILE_SECONDS.observe(time.monotonic() - begin)
 
-    def _pause(self, key: JobKey, settled: bool) -> float:
+    def _pause(self, key: JobKey, visit: Visit) -> float:
         """Return the seconds to the next visit: what nobody tells of is looked for more and more seldom."""
-        if settled:
+        if visit.settled:
             self._waits.pop(key, None)
-            return STEADY_SECONDS
+            return STEADY_SECONDS if visit.is_watched else REFERENCE_SECONDS
         waits = self._waits[key] = self._waits.get(key, 0) + 1
         return min(LONGEST_WAITING_SECONDS, WAITING_SECONDS * 1.5 ** (waits - 1))
 
@@ -94,7 +105,7 @@ class Reconciler:
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
         self._profile.forget(key)
-        self._status.forget(key)
+        self._account.forget(key)
         self._waits.pop(key, None)
 
     async def sweep(self) -> list[Document]:
@@ -147,7 +158,7 @@ class Reconciler:
         await self._hold(job)
         builder = Builder(job, spec, self._settings)
         reason = Reason.SUSPENDED if spec.suspend else Reason.VALID
-        words = "suspended: training is stopped and every clock given back" if spec.suspend else "the spec makes sense"
+        words = "suspended: every clock is given back" if spec.suspend else "the spec makes sense"
         story.say(Condition.ACCEPTED, True, reason, words)
         try:
             visit.profile = await self._profile.find(builder, spec)
@@ -162,16 +173,23 @@ class Reconciler:
         if spec.profiling.mode is ProfilingMode.PODS:
             await self._pods.remove(builder)
         frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
-        running = await bring_about_workload(self._api, visit, builder, spec)
+        running = await self._workload(visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
+        await self._account.bring_about(visit, builder)
+
+    async def _workload(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> bool:
+        """Have the training pods run, or look at those of the user's own workload; return whether they do."""
+        if spec.workload_ref is not None:
+            return await look_at_workload(self._api, visit, spec, spec.workload_ref)
+        return await bring_about_workload(self._api, visit, builder, spec)
 
     async def _measure(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> None:
         """Measure the profile: while the job trains, or before, on pods of their own."""
         if spec.profiling.mode is ProfilingMode.PODS:
             running, pods = await self._pods.bring_about(visit, builder, spec)
         else:
-            running = await bring_about_workload(self._api, visit, builder, spec)
+            running = await self._workload(visit, builder, spec)
             pods = await trainer_pods(self._api, builder.namespace, builder.name) if running else []
         await self._profile.measure(visit, builder, spec, pods, running)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perseus_operator.logs import FORMATS
 from perseus_operator.transport import PrometheusAddress
 
 DEFAULT_PORT = 9411
@@ -26,6 +27,7 @@ class Settings:
         image_pull_policy: of the optimisation pod.
         port: of metrics and health.
         deployment: the operator's own Deployment, for the uninstall hook.
+        log_format: text or json.
     """
 
     namespace: str
@@ -34,6 +36,7 @@ class Settings:
     image_pull_policy: str
     port: int
     deployment: str
+    log_format: str = "text"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -49,6 +52,9 @@ class Settings:
         port = given.get("PERSEUS_METRICS_PORT", str(DEFAULT_PORT))
         if not port.isdigit() or int(port) > 65_535:
             raise SettingsError(f"PERSEUS_METRICS_PORT must be a port number, not {port[:40]!r}")
+        log_format = given.get("PERSEUS_LOG_FORMAT", "text")
+        if log_format not in FORMATS:
+            raise SettingsError(f"PERSEUS_LOG_FORMAT must be text or json, not {log_format[:40]!r}")
         return cls(
             namespace=namespace,
             prometheus=_prometheus(given),
@@ -56,6 +62,7 @@ class Settings:
             image_pull_policy=given.get("PERSEUS_IMAGE_PULL_POLICY", "IfNotPresent"),
             port=int(port),
             deployment=given.get("PERSEUS_OPERATOR_DEPLOYMENT", ""),
+            log_format=log_format,
         )
 
 

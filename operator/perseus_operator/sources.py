@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from perseus_api import names
 from perseus_api.conditions import Reason
 from perseus_api.job import PerseusJobSpec
@@ -103,13 +104,17 @@ class Sources:
 
     async def run_announcements(self, api: Api) -> None:
         """Read the nodes' annotations until cancelled."""
+        trouble = ""
         while True:
             if self._jobs():
                 try:
                     await self.read_nodes(api)
-                except (ApiRefusal, OSError, TimeoutError) as error:
+                    trouble = ""
+                except (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError) as error:
                     metrics.SOURCE_ERRORS.labels(source="announcement").inc()
-                    logger.warning("nodes' annotations: %s", error)
+                    if str(error) != trouble:
+                        trouble = str(error)
+                        logger.warning("nodes' annotations: %s", error)
             await asyncio.sleep(ANNOUNCEMENT_SECONDS)
 
     async def read_nodes(self, api: Api) -> None:

@@ -12,18 +12,19 @@ from perseus_api.plan import Plan
 
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
 from perseus_operator.profiles import LoadedProfile
-from perseus_operator.prometheus import JobEnergy
 from perseus_operator.visit import StragglerFinding
 
 FRONTIER_POINTS = 8
 Document = dict[str, Any]
 _BAD = {
     Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
-    Reason.OPTIMISATION_FAILED, Reason.PROFILING_FAILED, Reason.TEMPLATE_REFUSED, Reason.TRAINING_FAILED,
-    Reason.PLAN_REFUSED,
+    Reason.OPTIMISATION_FAILED, Reason.PROFILING_FAILED, Reason.TEMPLATE_REFUSED, Reason.WORKLOAD_KIND_MISSING,
+    Reason.TRAINING_FAILED, Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED, Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
 }  # fmt: skip
 # Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
-ON_ITS_WAY = frozenset({Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.WAITING})
+ON_ITS_WAY = frozenset(
+    {Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.RANK_TWICE, Reason.WAITING}
+)
 _MAXIMUM_EVENT_MESSAGE = 1000
 
 
@@ -33,18 +34,19 @@ def events(job: Document, changed: Sequence[tuple[Condition, Reason, str]], now:
     The common event has the reason of the furthest condition.
     """
     found = [
-        _event(job, reason, f"{condition.value}: {message}", now)
+        event(job, reason, f"{condition.value}: {message}", now)
         for condition, reason, message in changed
         if reason in _BAD
     ]
     good = [each for each in changed if each[1] not in _BAD]
     if good:
         words = "; ".join(f"{condition.value}: {message}" for condition, _, message in good)
-        found.append(_event(job, good[-1][1], words, now))
+        found.append(event(job, good[-1][1], words, now))
     return found
 
 
-def _event(job: Document, reason: Reason, message: str, now: str) -> Document:
+def event(job: Document, reason: Reason, message: str, now: str) -> Document:
+    """Return an event of a job; a warning where the reason is a trouble."""
     metadata: dict[str, Any] = job["metadata"]
     return {
         "apiVersion": "v1",
@@ -123,16 +125,3 @@ def straggler_status(findings: list[StragglerFinding]) -> list[Document]:
             }
         )
     return found
-
-
-def savings_status(energy: JobEnergy) -> Document | None:
-    """Return measured savings for the status, None while nothing was counted."""
-    baseline = energy.measured + energy.predicted
-    if energy.energy <= 0 or baseline <= 0:
-        return None
-    return {
-        "permille": max(-100_000, round(1000 * (1 - energy.energy / baseline))),
-        "energyJoules": round(energy.energy),
-        "baselineJoules": round(baseline),
-        "source": "Predicted" if energy.predicted > energy.measured else "Measured",
-    }

@@ -123,25 +123,15 @@ def samples(data: Any) -> list[Sample]:
     Raises:
         NoAnswer: this is no instant vector.
     """
-    return [(labels, value) for labels, value, _ in timed_samples(data)]
-
-
-def timed_samples(data: Any) -> list[tuple[dict[str, str], float, float]]:
-    """Return labels, value and time (of the answer, by Prometheus's clock) of each sample of an instant vector.
-
-    Raises:
-        NoAnswer: this is no instant vector.
-    """
     try:
         if data["resultType"] != "vector":
             raise NoAnswer("Prometheus's answer is not an instant vector")
         found = []
         for sample in data["result"]:
-            when, text = sample["value"]
-            value = float(text)
+            value = float(sample["value"][1])
             labels = sample["metric"]
             if math.isfinite(value) and all(isinstance(each, str) for each in labels.values()):
-                found.append((labels, value, float(when)))
+                found.append((labels, value))
         return found
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise NoAnswer("this is no answer of Prometheus") from None
@@ -173,7 +163,9 @@ def _words_of(error: Exception, timeout_seconds: float) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"cannot read {error.filename}: {error.strerror}"
     # A ValueError (a token that is no header, say) may carry what it complains of.
-    return type(error).__name__ if isinstance(error, ValueError) else f"{type(error).__name__} {error}"[:300]
+    if isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError):
+        return type(error).__name__
+    return f"{type(error).__name__} {error}"[:300]
 
 
 def _secret(path: str) -> str:

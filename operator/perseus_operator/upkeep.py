@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from perseus_operator.children import Document, is_up_to_date
+import contextlib
+from datetime import datetime
+
+from perseus_operator.children import Document, is_up_to_date, without_template
 from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
 
 
@@ -16,11 +19,15 @@ async def ensure(api: Api, wanted: Document) -> Document:
     present = await api.get(KINDS[wanted["kind"]], metadata["namespace"], metadata["name"])
     if is_up_to_date(wanted, present) and present is not None:
         return present
-    if present is not None and wanted["kind"] == JOB.name and not _owned_by_same(wanted, present):
+    if present is None or wanted["kind"] != JOB.name or present["metadata"].get("deletionTimestamp"):
+        return await api.apply(wanted)
+    if not _owned_by_same(wanted, present):
         raise ApiRefusal(
             409, "AlreadyExists", f"Job {metadata['name']} exists already and is not this PerseusJob's: rename one"
         )
-    return await api.apply(wanted)
+    # An operator of another version makes other templates: pods that run keep theirs.
+    changed = await api.merge(JOB, metadata["namespace"], metadata["name"], without_template(wanted))
+    return changed or await api.apply(wanted)
 
 
 def job_condition(job: Document, wanted: str) -> str | None:
@@ -29,6 +36,15 @@ def job_condition(job: Document, wanted: str) -> str | None:
         if condition.get("type") == wanted and condition.get("status") == "True":
             return str(condition.get("message") or condition.get("reason") or wanted)
     return None
+
+
+def condition_unix_seconds(job: Document, wanted: str) -> float:
+    """Return when a condition of a batch Job became what it is, as seconds since the epoch; 0 if nobody says."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == wanted:
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                return datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
+    return 0.0
 
 
 def _owned_by_same(wanted: Document, present: Document) -> bool:

@@ -10,6 +10,7 @@ from perseus_api.plan import Plan
 from perseus_operator.causes import Finding
 from perseus_operator.children import Document
 from perseus_operator.conditions import Story
+from perseus_operator.ledger import Totals
 from perseus_operator.monitor import JobKey
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile
@@ -46,7 +47,11 @@ class Visit:
         profile: once loaded.
         frontier: once computed.
         measuring: whether a sweep goes on, which no event tells of either: it is looked at steadily.
+        ended: outcome of training and when it ended (wall-clock seconds), once it has.
+        totals: accounted since the job began, as last written down.
+        report: for the status, once training has ended and all is counted.
         settled: whether nothing is on its way that no event would tell of.
+        is_watched: whether an event tells of every change of what it saw.
     """
 
     key: JobKey
@@ -58,4 +63,8 @@ class Visit:
     profile: LoadedProfile | None = None
     frontier: Frontier | None = None
     measuring: bool = False
+    ended: tuple[str, float] | None = None
+    totals: Totals | None = None
+    report: Document | None = None
     settled: bool = True
+    is_watched: bool = True

@@ -1,5 +1,8 @@
 """Which jobs to visit, and when: each at most once at a time, the earliest wish wins, failures back off.
 
+What is urgent (a job that was never visited, a straggler) goes before what only might have changed, so that a thousand
+new jobs get their plans before the first of them is looked at again.
+
 Level-based: a visit asks nothing about why it was wanted. The queue is a heap with entries left behind: whoever is
 wanted earlier is pushed again, and an entry whose time is no longer the job's is passed over.
 """
@@ -29,13 +32,20 @@ class VisitQueue:
         self._visit = visit
         self._due: dict[JobKey, float] = {}
         self._heap: list[tuple[float, JobKey]] = []
+        self._urgent: dict[JobKey, float] = {}
+        self._visited: set[JobKey] = set()
         self._running: dict[JobKey, float] = {}
         self._failures: dict[JobKey, int] = {}
         self._wake = asyncio.Event()
 
-    def add(self, key: JobKey, delay_seconds: float = 0.0) -> None:
-        """Visit a job, after a delay at the latest."""
-        due = asyncio.get_running_loop().time() + delay_seconds
+    def add(self, key: JobKey, delay_seconds: float = 0.0, urgent: bool = False) -> None:
+        """Visit a job, after a delay at the latest; before others if that is urgent or the first time."""
+        now = asyncio.get_running_loop().time()
+        if urgent or key not in self._visited:
+            self._urgent.setdefault(key, now)
+            self._wake.set()
+            return
+        due = now + delay_seconds
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             heapq.heappush(self._heap, (due, key))
@@ -44,8 +54,8 @@ class VisitQueue:
     def overdue_seconds(self) -> float:
         """Return for how long the longest waiting visit has been due; 0 if none is."""
         now = asyncio.get_running_loop().time()
-        waiting = (due for key, due in self._due.items() if key not in self._running)
-        return max(0.0, now - min(waiting, default=now))
+        wishes = [*self._due.items(), *self._urgent.items()]
+        return max(0.0, now - min((due for key, due in wishes if key not in self._running), default=now))
 
     def longest_visit_seconds(self) -> float:
         """Return for how long the oldest of the running visits has been running; 0 if none is."""
@@ -55,7 +65,8 @@ class VisitQueue:
     def depth(self) -> int:
         """Return how many visits are due and wait for a worker."""
         now = asyncio.get_running_loop().time()
-        return sum(due <= now for key, due in self._due.items() if key not in self._running)
+        due = {key for key, due in self._due.items() if due <= now} | self._urgent.keys()
+        return len(due - self._running.keys())
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -71,6 +82,10 @@ class VisitQueue:
     def _begin_due(self, group: asyncio.TaskGroup) -> float | None:
         """Begin what is due; return the seconds until the next is, None if somebody will wake us."""
         now = asyncio.get_running_loop().time()
+        for key in [key for key in self._urgent if key not in self._running][: WORKERS - len(self._running)]:
+            del self._urgent[key]
+            self._due.pop(key, None)
+            self._begin(group, key, now)
         held: list[tuple[float, JobKey]] = []
         pause = None
         while self._heap and len(self._running) < WORKERS:
@@ -85,11 +100,15 @@ class VisitQueue:
                 held.append((due, key))
                 continue
             del self._due[key]
-            self._running[key] = now
-            group.create_task(self._work(key))
+            self._begin(group, key, now)
         for entry in held:
             heapq.heappush(self._heap, entry)
         return pause
+
+    def _begin(self, group: asyncio.TaskGroup, key: JobKey, now: float) -> None:
+        self._visited.add(key)
+        self._running[key] = now
+        group.create_task(self._work(key))
 
     async def _work(self, key: JobKey) -> None:
         try:
@@ -108,4 +127,6 @@ class VisitQueue:
             self._running.pop(key, None)
             if again is not None:
                 self.add(key, again)
+            elif key not in self._due:
+                self._visited.discard(key)
         self._wake.set()

@@ -11,6 +11,7 @@ What only looks plans up (the operator) needs neither numpy nor numba: `frontier
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perseus_planner.errors import PlanningError
@@ -28,7 +29,9 @@ from perseus_planner.pipeline import Order, Pipeline, PipelineError, Step
 
 if TYPE_CHECKING:
     from perseus_planner.given import load_orders
+    from perseus_planner.pipelines import PlannedPipelines, plan_pipelines
     from perseus_planner.planning import Planned, exact_frontier, frontier, plan
+    from perseus_planner.switching import SwitchBound
 
 __all__ = [
     "Deadline",
@@ -40,27 +43,34 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Planned",
+    "PlannedPipelines",
     "PlanningError",
     "PowerBudget",
     "Step",
     "Straggler",
+    "SwitchBound",
     "exact_frontier",
     "frontier",
     "load_orders",
     "plan",
     "plan_for_deadline",
+    "plan_pipelines",
     "select",
 ]
-_COMPILED = frozenset({"Planned", "exact_frontier", "frontier", "plan"})
+# What needs numpy and numba, by the module that brings it.
+_LATER = {
+    "Planned": "planning",
+    "PlannedPipelines": "pipelines",
+    "SwitchBound": "switching",
+    "exact_frontier": "planning",
+    "frontier": "planning",
+    "load_orders": "given",
+    "plan": "planning",
+    "plan_pipelines": "pipelines",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _COMPILED:
-        from perseus_planner import planning
-
-        return getattr(planning, name)
-    if name == "load_orders":
-        from perseus_planner.given import load_orders
-
-        return load_orders
+    if name in _LATER:
+        return getattr(import_module(f"perseus_planner.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

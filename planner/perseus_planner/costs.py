@@ -1,8 +1,8 @@
 """What an instruction costs at each duration: measured points, and the lower convex hull that the relaxation may use.
 
 The cost of running an instruction in d seconds is e(d) - P_blocking d: its energy, less what its GPU would have drawn
-waiting meanwhile (Chung et al., SOSP '24, section 4.1). Times are integers of a nanosecond and slopes integers of a
-microwatt from here on, so that the sweep over the frontier compares exactly.
+waiting meanwhile (Chung et al., SOSP '24, section 4.1). From here on times are integers of a picosecond (about as fine
+as a double resolves an iteration's seconds) and slopes integers of a nanowatt, so that the sweep compares exactly.
 
 Each GPU has its own blocking power where a pipeline mixes models. A fixed instruction is one option at clock 0: a hull
 of one corner. What runs beside the orders (`p2p` on edges) costs its whole energy: its rank computes or waits
@@ -20,18 +20,20 @@ import numpy.typing as npt
 from perseus_api.instructions import Instruction
 from perseus_api.profile import Measurement, Profile
 
-NANOSECONDS = 1_000_000_000
-MICROWATTS = 1_000_000
+PICOSECONDS = 1_000_000_000_000
+NANOWATTS = 1_000_000_000
 # More than any sum of slopes: an arc of this capacity never saturates.
 UNBOUNDED = np.int64(2**62)
+# A steeper slope than a megawatt is noise between two equal times; limited, the relaxation stays a lower bound.
+STEEPEST = 1_000_000 * NANOWATTS
 
 
 @dataclass(frozen=True)
 class Option:
-    """One measured clock of an instruction (MHz, nanoseconds, joules with blocking taken off)."""
+    """One measured clock of an instruction (MHz, picoseconds, joules with blocking taken off)."""
 
     clock_megahertz: int
-    nanoseconds: int
+    picoseconds: int
     cost_joules: float
 
 
@@ -40,8 +42,8 @@ class Hull:
     """The decreasing part of the lower convex hull of an instruction's points.
 
     Attributes:
-        lengths: durations of the hull's corners in ns, falling (the cheapest first).
-        capacities: how much flow (microwatts) runs at each length before the next; the last is unbounded.
+        lengths: durations of the hull's corners in ps, falling (the cheapest first).
+        capacities: how much flow (nanowatts) runs at each length before the next; the last is unbounded.
         corner_joules: cost at each corner.
     """
 
@@ -65,13 +67,13 @@ class CostTable:
     hulls: tuple[Hull, ...]
 
     def option_arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Return (start of each kind, nanoseconds, joules) in compressed rows."""
+        """Return (start of each kind, picoseconds, joules) in compressed rows."""
         start = np.zeros(len(self.options) + 1, dtype=np.int64)
         start[1:] = np.cumsum([len(each) for each in self.options])
         flat = [option for each in self.options for option in each]
         return (
             start,
-            np.array([option.nanoseconds for option in flat], dtype=np.int64),
+            np.array([option.picoseconds for option in flat], dtype=np.int64),
             np.array([option.cost_joules for option in flat], dtype=np.float64),
         )
 
@@ -122,16 +124,12 @@ def convex_hull(points: Sequence[Option]) -> Hull:
         while len(corners) >= 2 and _is_above(corners[-2], corners[-1], point):
             corners.pop()
         corners.append(point)
-    # Slopes fall in steepness from the fastest corner on; rounding to whole microwatts must not break that.
+    scale = PICOSECONDS * NANOWATTS
+    # Slopes fall in steepness from the fastest corner on; rounding to whole nanowatts must not break that.
     slopes = [
-        max(
-            1,
-            round(
-                (left.cost_joules - right.cost_joules)
-                / (right.nanoseconds - left.nanoseconds)
-                * NANOSECONDS
-                * MICROWATTS
-            ),
+        min(
+            STEEPEST,
+            max(1, round((left.cost_joules - right.cost_joules) / (right.picoseconds - left.picoseconds) * scale)),
         )
         for left, right in pairwise(corners)
     ]
@@ -139,7 +137,7 @@ def convex_hull(points: Sequence[Option]) -> Hull:
     rising = slopes[::-1]
     capacities = [steep - flat for flat, steep in zip([0, *rising], rising, strict=False)]
     return Hull(
-        lengths=tuple(each.nanoseconds for each in reversed(corners)),
+        lengths=tuple(each.picoseconds for each in reversed(corners)),
         capacities=(*capacities, int(UNBOUNDED)),
         corner_joules=tuple(each.cost_joules for each in reversed(corners)),
     )
@@ -148,7 +146,7 @@ def convex_hull(points: Sequence[Option]) -> Hull:
 def _option(measurement: Measurement, blocking_watts: float) -> Option:
     return Option(
         clock_megahertz=measurement.frequency_megahertz,
-        nanoseconds=max(1, round(measurement.time_seconds * NANOSECONDS)),
+        picoseconds=max(1, round(measurement.time_seconds * PICOSECONDS)),
         cost_joules=measurement.energy_joules - blocking_watts * measurement.time_seconds,
     )
 
@@ -156,7 +154,7 @@ def _option(measurement: Measurement, blocking_watts: float) -> Option:
 def _useful(points: list[Option]) -> tuple[Option, ...]:
     """Points in order of growing time, without those that another one beats in both time and cost."""
     found: list[Option] = []
-    for point in sorted(points, key=lambda each: (each.nanoseconds, each.cost_joules)):
+    for point in sorted(points, key=lambda each: (each.picoseconds, each.cost_joules)):
         if not found or point.cost_joules < found[-1].cost_joules:
             found.append(point)
     return tuple(found)
@@ -164,6 +162,6 @@ def _useful(points: list[Option]) -> tuple[Option, ...]:
 
 def _is_above(left: Option, middle: Option, right: Option) -> bool:
     """Whether the middle point lies on or above the line between the others."""
-    return (middle.cost_joules - left.cost_joules) * (right.nanoseconds - left.nanoseconds) >= (
+    return (middle.cost_joules - left.cost_joules) * (right.picoseconds - left.picoseconds) >= (
         right.cost_joules - left.cost_joules
-    ) * (middle.nanoseconds - left.nanoseconds)
+    ) * (middle.picoseconds - left.picoseconds)

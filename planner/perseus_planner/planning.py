@@ -10,7 +10,7 @@ import numpy.typing as npt
 from perseus_api.frontier import Frontier, PipelineShape, RealisedPlan
 from perseus_api.profile import Profile
 
-from perseus_planner.costs import NANOSECONDS
+from perseus_planner.costs import PICOSECONDS
 from perseus_planner.durations import stage_seconds
 from perseus_planner.errors import PlanningError
 from perseus_planner.objective import Deadline, MaximumSlowdown, MinimumEnergy, Objective, PowerBudget, Straggler
@@ -18,6 +18,8 @@ from perseus_planner.pipeline import Pipeline
 from perseus_planner.problem import PlannedStep, Problem
 from perseus_planner.realise import SEARCH_STEPS
 from perseus_planner.sweep import Sweep
+from perseus_planner.switched import Switching, realise_bounded, switches_of
+from perseus_planner.switching import SwitchBound
 
 Integers = npt.NDArray[np.int64]
 DEFAULT_PLANS = 320
@@ -25,6 +27,7 @@ MAXIMUM_CLOCKS = 800_000  # of all plans together: keeps the document below a Co
 MAXIMUM_BREAKPOINTS = 2048
 FRONTIER_SEARCH_STEPS = 1_500_000  # of all plans together: about four seconds
 POWER_ATTEMPTS = 8
+_MOMENT = 1_000_000  # ps: the energies of two times so far apart differ by more than rounding
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Planned:
         bound_joules: the least energy that the relaxation allows within the limit.
         steps: by rank, what runs in order of execution.
         fastest_steps: the same for the reference.
+        switching: how often clocks change.
+        free: where switches were bounded or have a price, the plan that knows nothing of them; its own switches are
+            not paid for in its figures.
     """
 
     pipeline: Pipeline
@@ -54,6 +60,16 @@ class Planned:
     bound_joules: float
     steps: tuple[tuple[PlannedStep, ...], ...]
     fastest_steps: tuple[tuple[PlannedStep, ...], ...]
+    switching: Switching
+    free: RealisedPlan | None = None
+
+    @property
+    def switch_cost_points(self) -> float:
+        """Percentage points of savings that the bound on switches, and their price, cost; 0 without either."""
+        if self.free is None:
+            return 0.0
+        ranks = self.pipeline.tensor_parallel
+        return 100 * (self.iteration_joules - ranks * self.free.iteration_joules) / self.fastest_joules
 
     @property
     def savings_percent(self) -> float:
@@ -76,7 +92,13 @@ class Planned:
         return 100 * (self.iteration_seconds / self.fastest.iteration_seconds - 1)
 
 
-def plan(profile: Profile, pipeline: Pipeline, objective: Objective, steps: int = SEARCH_STEPS) -> Planned:
+def plan(
+    profile: Profile,
+    pipeline: Pipeline,
+    objective: Objective,
+    steps: int = SEARCH_STEPS,
+    switches: SwitchBound | None = None,
+) -> Planned:
     """Compute the plan for an objective, its limit kept exactly.
 
     Args:
@@ -84,14 +106,15 @@ def plan(profile: Profile, pipeline: Pipeline, objective: Objective, steps: int 
         pipeline: its shape.
         objective: what the plan is chosen for.
         steps: how long to search for better plans than rounding finds.
+        switches: bound on clock switches, and their price; by default they are free.
 
     Raises:
         PlanningError: the profile lacks a stage or an instruction, or no plan meets the objective.
     """
     problem = Problem(profile, pipeline)
     if isinstance(objective, PowerBudget):
-        return _plan_for_power(problem, objective.watts, steps)
-    return _plan_for_limit(problem, _limit(problem, objective), steps, isinstance(objective, Straggler))
+        return _plan_for_power(problem, objective.watts, steps, switches)
+    return plan_for_limit(problem, _limit(problem, objective), steps, isinstance(objective, Straggler), switches)
 
 
 def exact_frontier(profile: Profile, pipeline: Pipeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -104,7 +127,7 @@ def exact_frontier(profile: Profile, pipeline: Pipeline) -> tuple[npt.NDArray[np
     swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
     times = _breakpoints(problem, swept)
     energies = [pipeline.tensor_parallel * problem.bound_joules(swept, float(each)) for each in times]
-    return times / NANOSECONDS, np.array(energies)
+    return times / PICOSECONDS, np.array(energies)
 
 
 def frontier(
@@ -153,7 +176,7 @@ def frontier(
         fastest_stage_joules=problem.fastest_stage_joules(),
         plans=realised,
         stage_seconds=stage_seconds(problem, (fastest, *realised)),
-        breakpoint_seconds=tuple((times / NANOSECONDS).tolist()),
+        breakpoint_seconds=tuple((times / PICOSECONDS).tolist()),
         breakpoint_joules=tuple(problem.bound_joules(swept, float(each)) for each in times),
         tool_version=_version(),
     )
@@ -177,13 +200,13 @@ def _plans(problem: Problem, swept: Sweep, targets: Integers, search_steps: int)
 
 
 def _limit(problem: Problem, objective: Objective) -> int:
-    """The time that a plan may take at most, in ns."""
+    """The time that a plan may take at most, in ps."""
     if isinstance(objective, Straggler | Deadline):
-        limit = int(objective.seconds * NANOSECONDS)
+        limit = int(objective.seconds * PICOSECONDS)
         if limit < problem.least:
             raise PlanningError(
                 f"the deadline of {objective.seconds:g} s cannot be kept: the fastest plan takes "
-                f"{problem.least / NANOSECONDS:.6f} s; allow at least that"
+                f"{problem.least / PICOSECONDS:.6f} s; allow at least that"
             )
         return min(limit, problem.longest)
     if isinstance(objective, MinimumEnergy):
@@ -192,46 +215,56 @@ def _limit(problem: Problem, objective: Objective) -> int:
     return min(problem.longest, int(problem.shortest * (1 + percent / 100)))
 
 
-def _plan_for_limit(problem: Problem, limit: int, steps: int, waiting_is_free: bool = False) -> Planned:
-    """Plan for at most a time in ns, or for the time of least energy if that is shorter.
+def plan_for_limit(
+    problem: Problem, limit: int, steps: int, waiting_is_free: bool = False, switches: SwitchBound | None = None
+) -> Planned:
+    """Plan for at most a time in ps, or for the time of least energy if that is shorter.
 
     While a straggler makes everybody wait, waiting is free in the sense that no plan avoids it: then longer is better.
     """
     swept = problem.sweep(np.array([limit], dtype=np.int64))
-    if not waiting_is_free and swept.cost_at(limit) - swept.cost_at(limit + 1) < problem.waiting_watts / NANOSECONDS:
-        # The next nanosecond would save less than it costs all ranks to wait for it: the least energy may lie before.
+    if (
+        not waiting_is_free
+        and swept.cost_at(limit) - swept.cost_at(limit + _MOMENT) < problem.waiting_watts * _MOMENT / PICOSECONDS
+    ):
+        # The next moment would save less than it costs all ranks to wait for it: the least energy may lie before.
         swept = problem.sweep(np.array([min(limit, problem.shortest)], dtype=np.int64))
         times = _breakpoints(problem, swept)
         limit = int(times[np.argmin([problem.bound_joules(swept, float(each)) for each in times])])
         swept = problem.sweep(np.array([limit], dtype=np.int64))
     chosen = problem.realised(swept, problem.realise(swept, 0, limit, steps))
+    free = None
+    if switches is not None:
+        free, chosen = chosen, realise_bounded(problem, swept, 0, limit, switches)
     fastest = problem.fastest(swept)
     ranks = problem.pipeline.tensor_parallel
     return Planned(
         pipeline=problem.pipeline,
         plan=chosen,
         fastest=fastest,
-        limit_seconds=limit / NANOSECONDS,
+        limit_seconds=limit / PICOSECONDS,
         iteration_seconds=chosen.iteration_seconds,
         iteration_joules=ranks * chosen.iteration_joules,
         fastest_joules=ranks * fastest.iteration_joules,
         bound_joules=ranks * problem.bound_joules(swept, limit),
-        steps=problem.steps(chosen),
+        steps=problem.steps(chosen, switches.seconds if switches else 0.0),
         fastest_steps=problem.steps(fastest),
+        switching=switches_of(problem, chosen, switches),
+        free=free,
     )
 
 
-def _plan_for_power(problem: Problem, watts: float, steps: int) -> Planned:
+def _plan_for_power(problem: Problem, watts: float, steps: int, switches: SwitchBound | None = None) -> Planned:
     """Plan for the shortest time of an average power: the bound's time first, then as much more as the plan needs."""
     ranks = problem.pipeline.tensor_parallel
     swept = problem.sweep(np.array([problem.shortest], dtype=np.int64))
     limit = problem.shortest
     for time in _breakpoints(problem, swept):
         limit = int(time)
-        if ranks * problem.bound_joules(swept, limit) * NANOSECONDS / limit <= watts:
+        if ranks * problem.bound_joules(swept, limit) * PICOSECONDS / limit <= watts:
             break
     for _ in range(POWER_ATTEMPTS):
-        found = _plan_for_limit(problem, limit, steps, waiting_is_free=True)
+        found = plan_for_limit(problem, limit, steps, waiting_is_free=True, switches=switches)
         power = found.iteration_joules / found.iteration_seconds
         if power <= watts:
             return found
@@ -246,7 +279,7 @@ def _plan_for_power(problem: Problem, watts: float, steps: int) -> Planned:
 
 def _breakpoints(problem: Problem, swept: Sweep) -> Integers:
     """Times of the relaxation's breakpoints from no slowdown on, growing, the ends included."""
-    times = swept.nanoseconds[::-1]
+    times = swept.picoseconds[::-1]
     return np.unique(np.concatenate([[problem.shortest], times[times >= problem.shortest]])).astype(np.int64)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
+from perseus_planner.loops import njit
 from perseus_planner.search import improve
 from perseus_planner.sweep import finish_times
 
@@ -29,7 +29,7 @@ def realise(
     costs: CostTable,
     events: Integers,
     prices: Numbers,
-    limit_nanoseconds: int,
+    limit_picoseconds: int,
     bound_joules: float,
     steps: int,
 ) -> Integers:
@@ -38,9 +38,9 @@ def realise(
     Args:
         dag: the pipeline.
         costs: of its kinds of nodes.
-        events: begin and end of each node in the relaxation, in ns, shape (2 x nodes,).
-        prices: of each node's time in the relaxation, in joules a nanosecond.
-        limit_nanoseconds: the longest path at real times must not be longer.
+        events: begin and end of each node in the relaxation, in ps, shape (2 x nodes,).
+        prices: of each node's time in the relaxation, in joules a picosecond.
+        limit_picoseconds: the longest path at real times must not be longer.
         bound_joules: the relaxation's cost at the limit.
         steps: of the search; none: rounding and spending alone.
 
@@ -50,33 +50,33 @@ def realise(
     Raises:
         ValueError: not even the fastest options keep the limit.
     """
-    start, nanoseconds, joules = costs.option_arrays()
+    start, picoseconds, joules = costs.option_arrays()
     first, end = start[dag.kind], start[dag.kind + 1]
-    if finish_times(dag.before_start, dag.before, nanoseconds[first]).max() > limit_nanoseconds:
+    if finish_times(dag.before_start, dag.before, picoseconds[first]).max() > limit_picoseconds:
         raise ValueError("the limit is shorter than the fastest measured plan")
     room = events[1::2] - events[0::2]
-    chosen = _rounded(first, end, nanoseconds, joules, prices, room)
+    chosen = _rounded(first, end, picoseconds, joules, prices, room)
     for price in np.linspace(1.0, 0.0, PRICE_STEPS):
         _spend(
-            dag.before_start, dag.before, dag.after_start, dag.after, chosen, end, nanoseconds, joules,
-            price * prices, limit_nanoseconds,
+            dag.before_start, dag.before, dag.after_start, dag.after, chosen, end, picoseconds, joules,
+            price * prices, limit_picoseconds,
         )  # fmt: skip
     effort = min(MOST_EFFORT, max(LEAST_EFFORT, steps / dag.nodes)) if steps else 0.0
-    return improve(dag, costs, chosen - first, events[0::2], prices, limit_nanoseconds, bound_joules, effort)
+    return improve(dag, costs, chosen - first, events[0::2], prices, limit_picoseconds, bound_joules, effort)
 
 
 @njit(cache=True)
 def _rounded(
-    first: Integers, end: Integers, nanoseconds: Integers, joules: Numbers, prices: Numbers, room: Integers
+    first: Integers, end: Integers, picoseconds: Integers, joules: Numbers, prices: Numbers, room: Integers
 ) -> Integers:  # pragma: no cover
     """Return, for each node, the option that fits its room and costs least with its time paid for."""
     chosen = first.copy()
     for node in range(len(first)):
-        least = joules[first[node]] + prices[node] * nanoseconds[first[node]]
+        least = joules[first[node]] + prices[node] * picoseconds[first[node]]
         for option in range(first[node] + 1, end[node]):
-            if nanoseconds[option] > room[node]:
+            if picoseconds[option] > room[node]:
                 break
-            cost = joules[option] + prices[node] * nanoseconds[option]
+            cost = joules[option] + prices[node] * picoseconds[option]
             # Equal but for rounding: the longer one has its time already.
             if cost <= least + 1e-9 * abs(least):
                 least = cost
@@ -87,7 +87,7 @@ def _rounded(
 @njit(cache=True)
 def _spend(
     before_start: Integers, before: Integers, after_start: Integers, after: Integers, chosen: Integers, end: Integers,
-    nanoseconds: Integers, joules: Numbers, prices: Numbers, limit: int,
+    picoseconds: Integers, joules: Numbers, prices: Numbers, limit: int,
 ) -> None:  # fmt: skip  # pragma: no cover
     """Slow nodes down, in topological order, wherever it pays at these prices and the limit allows it."""
     nodes = len(chosen)
@@ -95,20 +95,20 @@ def _spend(
     for node in range(nodes - 1, -1, -1):
         for place in range(after_start[node], after_start[node + 1]):
             other = after[place]
-            tails[node] = max(tails[node], tails[other] + nanoseconds[chosen[other]])
+            tails[node] = max(tails[node], tails[other] + picoseconds[chosen[other]])
     ends = np.empty(nodes, dtype=np.int64)
     for node in range(nodes):
         begin = np.int64(0)
         for place in range(before_start[node], before_start[node + 1]):
             begin = max(begin, ends[before[place]])
         best = chosen[node]
-        least = joules[best] + prices[node] * nanoseconds[best]
+        least = joules[best] + prices[node] * picoseconds[best]
         for option in range(best + 1, end[node]):
-            if begin + nanoseconds[option] + tails[node] > limit:
+            if begin + picoseconds[option] + tails[node] > limit:
                 break
-            cost = joules[option] + prices[node] * nanoseconds[option]
+            cost = joules[option] + prices[node] * picoseconds[option]
             if cost < least:
                 least = cost
                 best = option
         chosen[node] = best
-        ends[node] = begin + nanoseconds[best]
+        ends[node] = begin + picoseconds[best]

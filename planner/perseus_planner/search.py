@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ class _Neighbourhood:
     after_start: Integers
     after: Integers
     first: Integers
-    nanoseconds: Integers
+    picoseconds: Integers
     joules: Numbers
     options: Integers
 
@@ -57,7 +57,7 @@ def improve(
     chosen: Integers,
     begins: Integers,
     prices: Numbers,
-    limit_nanoseconds: int,
+    limit_picoseconds: int,
     bound_joules: float,
     effort: float,
 ) -> Integers:
@@ -67,22 +67,22 @@ def improve(
         dag: the pipeline.
         costs: of its kinds of nodes.
         chosen: a plan that keeps the limit: for each node an index into its kind's options.
-        begins: begin of each node in the relaxation, in ns.
-        prices: the relaxation's price of each node's time, in joules a nanosecond.
-        limit_nanoseconds: the longest path stays at or below it.
+        begins: begin of each node in the relaxation, in ps.
+        prices: the relaxation's price of each node's time, in joules a picosecond.
+        limit_picoseconds: the longest path stays at or below it.
         bound_joules: the relaxation's cost at the limit.
         effort: steps of the search for each instruction; 0 returns the plan as it is.
 
     Returns:
         A plan at most as expensive, in the same form.
     """
-    start, nanoseconds, joules = costs.option_arrays()
+    start, picoseconds, joules = costs.option_arrays()
     first = start[dag.kind]
     gap = float(joules[first + chosen].sum()) - bound_joules
     unit = gap / dag.nodes
     if effort <= 0 or unit <= 1e-12 * max(1.0, abs(bound_joules)):
         return chosen
-    space = _neighbourhood(dag, start, nanoseconds, joules, chosen, begins, prices, OPTION_SPREAD * unit)
+    space = _neighbourhood(dag, start, picoseconds, joules, chosen, begins, prices, OPTION_SPREAD * unit)
     place = np.empty(dag.nodes, dtype=np.int64)
     place[space.order] = np.arange(dag.nodes)
     current = _position(space, (first + chosen)[space.order])
@@ -90,8 +90,8 @@ def improve(
     best, least = current, 0.0
     for seed in range(runs):
         plan, change = _search(
-            space.before_start, space.before, space.after_start, space.after, space.first, space.nanoseconds,
-            space.joules, prices[space.order], current, limit_nanoseconds, unit, effort / runs,
+            space.before_start, space.before, space.after_start, space.after, space.first, space.picoseconds,
+            space.joules, prices[space.order], current, limit_picoseconds, unit, effort / runs,
             np.array([FIRST_TEMPERATURE, LAST_TEMPERATURE]), LARGEST_RUIN, WINDOW, SWEEPS, seed,
         )  # fmt: skip
         if change < least:
@@ -103,7 +103,7 @@ def improve(
 def _neighbourhood(
     dag: Dag,
     start: Integers,
-    nanoseconds: Integers,
+    picoseconds: Integers,
     joules: Numbers,
     chosen: Integers,
     begins: Integers,
@@ -118,7 +118,7 @@ def _neighbourhood(
     firsts[1:] = np.cumsum(counts)
     node = np.repeat(np.arange(dag.nodes), counts)
     option = np.arange(firsts[-1]) - firsts[node] + start[dag.kind[order]][node]
-    reduced = joules[option] + prices[order][node] * nanoseconds[option]
+    reduced = joules[option] + prices[order][node] * picoseconds[option]
     least = np.minimum.reduceat(reduced, firsts[:-1])
     keep = reduced - least[node] <= spread_joules
     keep |= option == (start[dag.kind] + chosen)[order][node]
@@ -128,7 +128,7 @@ def _neighbourhood(
     before_start, before = _permuted(dag.before_start, dag.before, order, place)
     after_start, after = _permuted(dag.after_start, dag.after, order, place)
     return _Neighbourhood(
-        order, before_start, before, after_start, after, kept, nanoseconds[option], joules[option], option
+        order, before_start, before, after_start, after, kept, picoseconds[option], joules[option], option
     )
 
 
@@ -202,13 +202,13 @@ def _group(
 @njit(cache=True)
 def _search(
     before_start: Integers, before: Integers, after_start: Integers, after: Integers, first: Integers,
-    nanoseconds: Integers, joules: Numbers, prices: Numbers, start: Integers, limit: int, unit: float, effort: float,
+    picoseconds: Integers, joules: Numbers, prices: Numbers, start: Integers, limit: int, unit: float, effort: float,
     temperatures: Numbers, largest: int, window: int, sweeps: int, seed: int,
 ) -> tuple[Integers, float]:  # fmt: skip  # pragma: no cover
     np.random.seed(seed)
     nodes = len(start)
     current, trial, best = start.copy(), start.copy(), start.copy()
-    durations = nanoseconds[current]
+    durations = picoseconds[current]
     begins, tails = np.zeros(nodes, dtype=np.int64), np.zeros(nodes, dtype=np.int64)
     group = np.empty(largest, dtype=np.int64)
     member = np.zeros(nodes, dtype=np.bool_)
@@ -236,7 +236,7 @@ def _search(
                 for index in range(count):
                     node = group[index]
                     trial[node] = first[node]
-                    durations[node] = nanoseconds[first[node]]
+                    durations[node] = picoseconds[first[node]]
                 _begin_from(before_start, before, durations, begins, left, right)
                 _tails_from(after_start, after, durations, tails, left, right)
                 for index in range(count - 1, 0, -1):
@@ -248,17 +248,17 @@ def _search(
                         room = limit - begins[node] - tails[node]
                         price = 0.0 if second else prices[node] * 1.2 * np.random.random()
                         option = trial[node]
-                        least = joules[option] + price * nanoseconds[option]
+                        least = joules[option] + price * picoseconds[option]
                         for other in range(option + 1, first[node + 1]):
-                            if nanoseconds[other] > room:
+                            if picoseconds[other] > room:
                                 break
-                            value = joules[other] + price * nanoseconds[other]
+                            value = joules[other] + price * picoseconds[other]
                             if value < least:
                                 least = value
                                 option = other
                         if option != trial[node]:
                             trial[node] = option
-                            durations[node] = nanoseconds[option]
+                            durations[node] = picoseconds[option]
                             _begin_from(before_start, before, durations, begins, node + 1, right)
                             _tails_from(after_start, after, durations, tails, left, node)
                 change = np.float64(0.0)
@@ -273,7 +273,7 @@ def _search(
                         current[node] = trial[node]
                     else:
                         trial[node] = current[node]
-                        durations[node] = nanoseconds[current[node]]
+                        durations[node] = picoseconds[current[node]]
                 if accepted and moved:
                     cost += change
                     # What lies beyond the group may have more room now, or less.

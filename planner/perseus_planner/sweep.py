@@ -2,9 +2,8 @@
 
 Project time-cost trade-off with convex piecewise linear costs (Kelley 1961; Fulkerson 1961; Phillips and Dessouky
 1977): its dual is a flow from the first event to the last, in which an activity carries the flow at the length of its
-hull's corner. Potentials are event times; flow is the price of a second. Each step finds the longest residual path by
-Dijkstra's algorithm on slacks, lowers T until it is tight, and augments along it. All comparisons are between
-integers: no step is lost to rounding.
+hull's corner. Potentials are event times; flow is the price of a second. `descent` lowers T until a residual path is
+tight, augments along it, and so on. All comparisons are between integers: no step is lost to rounding.
 
 Compiled by numba (cached on disk); nothing here knows of stages or clocks.
 """
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from perseus_planner.costs import MICROWATTS, NANOSECONDS, CostTable
+from perseus_planner.costs import NANOWATTS, PICOSECONDS, CostTable
 from perseus_planner.dag import Dag
 from perseus_planner.descent import descend
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -30,38 +29,38 @@ class Sweep:
     """The relaxation's frontier.
 
     Attributes:
-        nanoseconds: times of the breakpoints, falling from T*.
+        picoseconds: times of the breakpoints, falling from T*.
         cost_joules: cost (without the blocking power of the whole iteration) at each.
-        target_nanoseconds: times at which events were recorded.
-        events: at each target, the time of every node's begin and end in ns, shape (targets, 2 x nodes).
-        flows: at each target, the price of each node's time in microwatts, shape (targets, nodes).
+        target_picoseconds: times at which events were recorded.
+        events: at each target, the time of every node's begin and end in ps, shape (targets, 2 x nodes).
+        flows: at each target, the price of each node's time in nanowatts, shape (targets, nodes).
         augmentations: paths along which flow was pushed.
     """
 
-    nanoseconds: Integers
+    picoseconds: Integers
     cost_joules: Numbers
-    target_nanoseconds: Integers
+    target_picoseconds: Integers
     events: Integers
     flows: Integers
     augmentations: int
 
-    def cost_at(self, nanoseconds: float) -> float:
+    def cost_at(self, picoseconds: float) -> float:
         """Return the least cost in joules of any plan of the relaxation with at most this time."""
-        return float(np.interp(nanoseconds, self.nanoseconds[::-1], self.cost_joules[::-1]))
+        return float(np.interp(picoseconds, self.picoseconds[::-1], self.cost_joules[::-1]))
 
-    def prices_joules_per_nanosecond(self, index: int) -> Numbers:
-        """Return the price of each node's time at a target: what shortening it by a nanosecond is worth."""
-        prices: Numbers = self.flows[index] / (NANOSECONDS * MICROWATTS)
+    def prices_joules_per_picosecond(self, index: int) -> Numbers:
+        """Return the price of each node's time at a target: what shortening it by a picosecond is worth."""
+        prices: Numbers = self.flows[index] / (PICOSECONDS * NANOWATTS)
         return prices
 
 
-def sweep(dag: Dag, costs: CostTable, target_nanoseconds: Integers) -> Sweep:
+def sweep(dag: Dag, costs: CostTable, target_picoseconds: Integers) -> Sweep:
     """Sweep from T* down to the last target.
 
     Args:
         dag: the pipeline.
         costs: of its kinds of nodes.
-        target_nanoseconds: falling times at which events are recorded; those above T* are recorded at T*.
+        target_picoseconds: falling times at which events are recorded; those above T* are recorded at T*.
     """
     start, lengths, cumulative = costs.hull_arrays()
     tails, heads = _arcs(dag)
@@ -74,26 +73,26 @@ def sweep(dag: Dag, costs: CostTable, target_nanoseconds: Integers) -> Sweep:
     base_joules = float(np.array([hull.corner_joules[0] for hull in costs.hulls])[dag.kind].sum())
     times, prices, recorded, flows, augmentations = descend(
         tails, heads, *_traversals(tails, heads, nodes), dag.nodes, start[dag.kind], start[dag.kind + 1], lengths,
-        cumulative, potentials, target_nanoseconds.astype(np.int64),
+        cumulative, potentials, target_picoseconds.astype(np.int64),
     )  # fmt: skip
-    steps = -np.diff(times) * (prices / (NANOSECONDS * MICROWATTS))
+    steps = -np.diff(times) * (prices / (PICOSECONDS * NANOWATTS))
     return Sweep(
-        nanoseconds=times,
+        picoseconds=times,
         cost_joules=base_joules + np.concatenate([[0.0], np.cumsum(steps)]),
-        target_nanoseconds=target_nanoseconds,
+        target_picoseconds=target_picoseconds,
         events=recorded[:, :-2],
         flows=flows,
         augmentations=augmentations,
     )
 
 
-def longest_path(dag: Dag, nanoseconds: Integers) -> int:
+def longest_path(dag: Dag, picoseconds: Integers) -> int:
     """Return the length of the longest path with the given duration of each node."""
-    return int(_longest(dag, nanoseconds).max())
+    return int(_longest(dag, picoseconds).max())
 
 
-def _longest(dag: Dag, nanoseconds: Integers) -> Integers:
-    ends: Integers = finish_times(dag.before_start, dag.before, nanoseconds)
+def _longest(dag: Dag, picoseconds: Integers) -> Integers:
+    ends: Integers = finish_times(dag.before_start, dag.before, picoseconds)
     return ends
 
 
@@ -120,12 +119,12 @@ def _traversals(tails: Integers, heads: Integers, nodes: int) -> tuple[Integers,
 
 
 @njit(cache=True)
-def finish_times(before_start: Integers, before: Integers, nanoseconds: Integers) -> Integers:  # pragma: no cover
+def finish_times(before_start: Integers, before: Integers, picoseconds: Integers) -> Integers:  # pragma: no cover
     """Return when each node ends if everything begins as early as it can; nodes are in topological order."""
-    ends = np.empty(len(nanoseconds), dtype=np.int64)
-    for node in range(len(nanoseconds)):
+    ends = np.empty(len(picoseconds), dtype=np.int64)
+    for node in range(len(picoseconds)):
         begin = np.int64(0)
         for place in range(before_start[node], before_start[node + 1]):
             begin = max(begin, ends[before[place]])
-        ends[node] = begin + nanoseconds[node]
+        ends[node] = begin + picoseconds[node]
     return ends

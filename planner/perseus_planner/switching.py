@@ -4,7 +4,7 @@ A switch is a change of clock between one instruction of a rank and the next tha
 iteration included. For each rank, a shortest path over its clocks (Viterbi 1967) minimises the reduced costs that the
 relaxation gives to options, plus a price for each switch; the price is raised until the rank keeps its bound. The
 relaxation's prices are raised as well until the limit is kept at real times. The segments of equal clock found so are
-then moved as a whole, and their borders to and fro, while that pays.
+then moved as a whole, split, and their borders moved to and fro, while that pays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from perseus_planner.loops import njit
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -109,13 +110,15 @@ def bounded(
 
     best = np.full(len(prices), -1, dtype=np.int64)
     best[lanes.nodes] = fastest[lanes.nodes]
+    best_at_first = best.copy()
     least = np.inf
     most = min(allowed, max((len(nodes) for nodes in ranks), default=0))
-    # A switch's delay is not in the relaxation's prices: fewer switches than allowed can be better.
-    for fewer in sorted({most >> halvings for halvings in range(_HALVINGS)}, reverse=True):
-        chosen, kept = tried(0.0, fewer)
+    # A switch's delay is not in the relaxation's prices: fewer switches than allowed can be better, and even to begin
+    # with none and let segments be inserted (-1).
+    for fewer in sorted({-1, *(most >> halvings for halvings in range(_HALVINGS))}, reverse=True):
+        chosen, kept = tried(0.0, fewer) if fewer >= 0 else (best_at_first.copy(), True)
         if not kept:
-            chosen = best.copy()
+            chosen = best_at_first.copy()
             low, high = 0.0, MOST_HASTE
             for _ in range(_HASTES):
                 middle = (low + high) / 2 if low else high / 8
@@ -241,6 +244,55 @@ def _can(durations: Integers, nodes: Integers, low: int, high: int, clock: int) 
     return True
 
 
+@njit(cache=True)
+def _insert(
+    before_start: Integers, before: Integers, start: Integers, nodes: Integers, durations: Integers, joules: Numbers,
+    previous: Integers, fixed: Integers, clocks: Integers, limit: int, dead: int, switch_joules: float, visits: int,
+    allowed: int, ends: Integers,
+) -> tuple[bool, int]:  # fmt: skip  # pragma: no cover
+    """Slow the inside of one segment down, where that pays most; return whether any does, and the visits used.
+
+    Ends stay as they are over distances that grow by halves: pipelines have no time to spare where they fill and drain.
+    """
+    used = 0
+    best_gain, best_low, best_high, best_clock = 1e-9, -1, -1, -1
+    for rank in range(len(start) - 1):
+        cost = _cost(start, nodes, joules, clocks, switch_joules, rank)[0]
+        low = start[rank]
+        while low < start[rank + 1] and used < visits:
+            clock = clocks[nodes[low]]
+            high = low + 1
+            while high < start[rank + 1] and clocks[nodes[high]] == clock:
+                high += 1
+            left = 0
+            while left < high - low:
+                right = 0
+                while left + right < high - low:
+                    first, end = low + left, high - right
+                    for other in range(clock - 1, -1, -1):
+                        if not _can(durations, nodes, first, end, other):
+                            continue
+                        for place in range(first, end):
+                            clocks[nodes[place]] = other
+                        new_cost, new_switches = _cost(start, nodes, joules, clocks, switch_joules, rank)
+                        used += 1
+                        good = new_switches <= allowed and (
+                            _time(before_start, before, durations, previous, fixed, clocks, dead, ends) <= limit
+                        )
+                        for place in range(first, end):
+                            clocks[nodes[place]] = clock
+                        if not good:
+                            break
+                        if cost - new_cost > best_gain:
+                            best_gain, best_low, best_high, best_clock = cost - new_cost, first, end, other
+                    right += 1 + right // 2
+                left += 1 + left // 2
+            low = high
+    for place in range(best_low, best_high):
+        clocks[nodes[place]] = best_clock
+    return best_low >= 0, used
+
+
 @njit(cache=True, nogil=True)
 def _settle(
     before_start: Integers, before: Integers, start: Integers, nodes: Integers, durations: Integers, joules: Numbers,
@@ -296,6 +348,12 @@ def _settle(
                         clocks[nodes[place]] = best_clock
                     moved = True
                 low = high
+        if not moved and visits > 0:
+            moved, used = _insert(
+                before_start, before, start, nodes, durations, joules, previous, fixed, clocks, limit, dead,
+                switch_joules, visits, allowed, ends,
+            )  # fmt: skip
+            visits -= used
     total = np.float64(0.0)
     for rank in range(len(start) - 1):
         if start[rank + 1] > start[rank]:

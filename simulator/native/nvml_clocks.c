@@ -47,7 +47,7 @@ static nvml_return change_clocks(nvml_device handle, clock_range range) {
     } else {
         *(range.locked ? &device->calls.set_locked_clocks : &device->calls.reset_locked_clocks) += 1;
         model_request(node, gpu, range);
-        state_wake(device);
+        if (model_running(node, gpu)) state_wake(device);
     }
     log_call(device, (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec, range, result);
     state_unlock(device);

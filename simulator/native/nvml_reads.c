@@ -97,18 +97,26 @@ typedef struct {
 } nvml_process;
 
 /* As on a real node the process ids are those of the processes' own namespaces where the caller cannot know better. */
+static nvml_return processes(const gpu_state *device, int are_wanted, unsigned int *count, nvml_process *found) {
+    unsigned int space = *count;
+    *count = 0;
+    for (int i = 0; are_wanted && i < PSIM_MAX_CLIENTS; i++) {
+        if (!device->clients[i].used) continue;
+        if (found != NULL && *count < space)
+            found[*count] = (nvml_process){(unsigned)device->clients[i].pid, 0, UINT32_MAX, UINT32_MAX};
+        ++*count;
+    }
+    return *count > (found == NULL ? 0 : space) ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
 API nvml_return nvmlDeviceGetComputeRunningProcesses_v3(nvml_device handle, unsigned int *count, nvml_process *found) {
-    READ(handle, count, {
-        unsigned int space = *count;
-        *count = 0;
-        for (int i = 0; i < PSIM_MAX_CLIENTS; i++) {
-            if (!device->clients[i].used) continue;
-            if (found != NULL && *count < space)
-                found[*count] = (nvml_process){(unsigned)device->clients[i].pid, 0, UINT32_MAX, UINT32_MAX};
-            ++*count;
-        }
-        if (*count > (found == NULL ? 0 : space)) result = INSUFFICIENT_SIZE;
-    });
+    READ(handle, count, result = processes(device, !(device->faults.flags & PSIM_FAULT_MPS), count, found));
+}
+
+/* Clients of an MPS server are listed here and not among the others. */
+API nvml_return nvmlDeviceGetMPSComputeRunningProcesses_v3(nvml_device handle, unsigned int *count,
+                                                           nvml_process *found) {
+    READ(handle, count, result = processes(device, (device->faults.flags & PSIM_FAULT_MPS) != 0, count, found));
 }
 
 API nvml_return nvmlDeviceGetTemperature(nvml_device handle, int sensor, unsigned int *celsius) {

@@ -32,7 +32,8 @@ typedef enum {
     PSIM_FAULT_UNKNOWN = 1 << 3,       /* setting clocks answers UNKNOWN */
     PSIM_FAULT_MIG = 1 << 4,           /* the GPU says it is in MIG mode */
     PSIM_FAULT_VGPU = 1 << 5,          /* the GPU says it is a virtual one */
-    PSIM_FAULT_NO_MIG = 1 << 6         /* asking for the MIG mode answers NOT_SUPPORTED, as a device that knows none */
+    PSIM_FAULT_NO_MIG = 1 << 6,        /* asking for the MIG mode answers NOT_SUPPORTED, as a device that knows none */
+    PSIM_FAULT_MPS = 1 << 7            /* the GPU's processes are clients of an MPS server */
 } psim_fault;
 
 typedef struct {

@@ -30,7 +30,16 @@ from perseus_simulator.library import (
     load,
 )
 
-_FLAGS = {"lost": 1, "no_permission": 2, "not_supported": 4, "unknown": 8, "mig": 16, "vgpu": 32, "no_mig": 64}
+_FLAGS = {
+    "lost": 1,
+    "no_permission": 2,
+    "not_supported": 4,
+    "unknown": 8,
+    "mig": 16,
+    "vgpu": 32,
+    "no_mig": 64,
+    "mps": 128,
+}
 LOWEST_CLOCK_MEGAHERTZ, CLOCK_STEP_MEGAHERTZ = 210, 15  # of an A100
 
 
@@ -171,6 +180,7 @@ class SimulatedGpu:
         mig: bool = False,
         vgpu: bool = False,
         no_mig: bool = False,
+        mps: bool = False,
     ) -> None:
         """Replace all faults of the GPU.
 
@@ -185,6 +195,7 @@ class SimulatedGpu:
             mig: the GPU says it is in MIG mode.
             vgpu: the GPU says it is a virtual one.
             no_mig: asking for the MIG mode answers NOT_SUPPORTED, as a device that knows none.
+            mps: its processes are clients of an MPS server.
 
         Raises:
             SimulatorError: a number is out of range.
@@ -197,6 +208,7 @@ class SimulatedGpu:
             "mig": mig,
             "vgpu": vgpu,
             "no_mig": no_mig,
+            "mps": mps,
         }
         flags = sum(bit for name, bit in _FLAGS.items() if given[name])
         faults = Faults(flags, 0, slowdown, power_cap_watts, call_latency_seconds)

@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,17 @@ class Kubelet(services.PodResourcesListerServicer):
         """Serve in a folder."""
         self.devices: list[tuple[str, str, str]] = []  # pod, resource, device
         self.dynamic: list[tuple[str, str, str, str, str | None]] = []  # pod, driver, pool, device, share
+        self.asked, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(2))
         services.add_PodResourcesListerServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{folder / 'kubelet.sock'}")
         self._server.start()
 
     def List(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Answer as the kubelet does."""
+        """Answer as the kubelet does, when the test lets it."""
+        self.asked.set()
+        self.gate.wait(DEADLINE_SECONDS)
         return messages.ListPodResourcesResponse(
             pod_resources=[
                 messages.PodResources(
@@ -178,6 +184,11 @@ class AgentProcess:
         """The agent's counters."""
         return self.ask(do="look")
 
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL."""
         if self._process is not None:
@@ -229,6 +240,13 @@ class Trainer:
         for letter in letters:
             self._send(BoundaryKind.INSTRUCTION_BEGIN, iteration, Instruction.from_code(letter))
             self._send(BoundaryKind.INSTRUCTION_END, iteration, Instruction.from_code(letter))
+
+    @contextmanager
+    def instruction(self, iteration: int, instruction: Instruction) -> Iterator[None]:
+        """Tell of an instruction around what it does."""
+        self._send(BoundaryKind.INSTRUCTION_BEGIN, iteration, instruction)
+        yield
+        self._send(BoundaryKind.INSTRUCTION_END, iteration, instruction)
 
     def end(self, iteration: int) -> None:
         """End an iteration."""

@@ -1,7 +1,9 @@
 """The agent without the API server: everything real but the two watches, which this program's stdin stands for.
 
 One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``measurements``, ``stop``), each answered with a
-line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER RATE``.
+line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER
+CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives back what a dead agent left before it loads what takes
+long to load.
 """
 
 from __future__ import annotations
@@ -12,15 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perseus_daemonset.agent import SWITCH_INTERVAL_SECONDS
-from perseus_daemonset.identity import identify
+from perseus_api.ranks import RankShape
 from perseus_daemonset.journal import Journal, sole_holder
-from perseus_daemonset.latency import METRICS
-from perseus_daemonset.node_agent import NodeAgent
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.pod_resources import PodResources
-from perseus_daemonset.pods import Pod
-from prometheus_client import generate_latest
+from perseus_daemonset.pods import MANY_PIPELINES, Pod
+from perseus_daemonset.release import release_journalled
 
 
 def slices(folder: Path) -> list[dict[str, Any]]:
@@ -30,13 +28,29 @@ def slices(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def pod_of(told: dict[str, Any]) -> Pod:
+    """The pod that a test tells of: its index, stages and tensor parallel degree beside what a pod says of itself."""
+    index, stages, degree = told.pop("rank"), told.pop("stages"), told.pop("tensor_parallel")
+    shape = None if stages is None else RankShape(stages, MANY_PIPELINES, degree or 1)
+    return Pod(**told, index=index, shape=shape)
+
+
 def main() -> None:
     """Serve until stdin says stop."""
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     folder = Path(sys.argv[1])
-    journal = Journal(folder / "journal")
     with sole_holder(folder / "journal"):
-        agent = NodeAgent(Nvml(), journal, float(sys.argv[2]))
+        release_journalled(Journal(folder / "journal"), Nvml())
+
+    from perseus_daemonset.agent import SWITCH_INTERVAL_SECONDS
+    from perseus_daemonset.identity import identify
+    from perseus_daemonset.latency import METRICS
+    from perseus_daemonset.node_agent import NodeAgent
+    from perseus_daemonset.pod_resources import PodResources
+    from prometheus_client import generate_latest
+
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    with sole_holder(folder / "journal"):
+        agent = NodeAgent(Nvml(), folder / "journal", float(sys.argv[2]))
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
         agent.serve(
             folder / "agent.sock",
@@ -49,7 +63,7 @@ def main() -> None:
             command = json.loads(line)
             match command["do"]:
                 case "pod":
-                    agent.pods.put(Pod(**command["pod"]))
+                    agent.pods.put(pod_of(command["pod"]))
                 case "gone":
                     agent.pods.remove(command["uid"])
                 case "plan":
@@ -63,7 +77,7 @@ def main() -> None:
                     break
             answer = {
                 "leases": len(agent.registry.leases()),
-                "refusals": agent.registry.refusals,
+                "refusals": agent.registry.refusals.counts,
                 "rejected": [[*key, count] for key, count in agent.plans.rejected.items()],
                 "metrics": generate_latest(METRICS).decode(),
                 "report": json.loads(agent.report()),

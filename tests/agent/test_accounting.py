@@ -80,6 +80,40 @@ def test_an_interrupted_iteration_is_not_counted() -> None:
     assert (account.iterations, account.energy_joules) == (0, 0.0)
 
 
+def end(account: RankAccount, iteration: int, seconds: float, joules: float | None) -> None:
+    boundary = Boundary(BoundaryKind.ITERATION_END, iteration, int(seconds * NANOSECONDS))
+    account.end_iteration(boundary, joules)
+
+
+def test_the_last_iteration_counts_up_to_its_own_end() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):
+        begin(account, index, seconds, joules)
+        end(account, index, seconds + 1.9, joules + 480)
+    account.interrupted(PLAN)
+    assert (account.iterations, account.energy_joules) == (2, 500 + 480)
+    assert account.seconds == pytest.approx(2 + 1.9)
+
+
+def test_an_end_of_an_earlier_iteration_closes_no_later_one() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    end(account, 1, 1.9, 480)
+    begin(account, 2, 2, 500)
+    account.interrupted(PLAN)
+    assert (account.iterations, account.energy_joules) == (1, 500)
+
+
+def test_time_is_kept_beside_energy_so_that_a_slowdown_can_be_told() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):
+        begin(account, index, seconds, joules)
+    account.locked()
+    begin(account, 3, 6.5, 1480)
+    assert account.seconds == pytest.approx(4.5)
+    assert account.baseline_seconds == {MEASURED: pytest.approx(4.0)}
+
+
 def test_a_counter_that_went_back_is_no_negative_energy() -> None:
     account = RankAccount()
     begin(account, 1, 0, 1000)

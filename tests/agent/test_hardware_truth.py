@@ -99,6 +99,24 @@ def test_somebody_elses_lock_or_reset_is_not_fought_over(
     assert agent.journalled == []
 
 
+def test_somebody_elses_lower_lock_is_left_alone_and_ours_given_back_with_the_lease(
+    agent: AgentProcess, busy: None, trainer: Trainer, node: SimulatedNode
+) -> None:
+    gpu = node.gpus[0]
+    eventually(lambda: value(agent, "perseus_clock_watched_seconds_total", stage="0") > 0, "it is watched", LONG)
+    gpu.foreign_lock(510, 510)
+    eventually(sees(agent, "interference"), "the other one is seen", LONG)
+    calls = dict(gpu.calls)
+    trainer._send(BoundaryKind.INSTRUCTION_END, 1, Instruction.FORWARD)
+    trainer.run(1, "B")
+    trainer.begin(2)
+    eventually(lambda: value(agent, "perseus_pipeline_iteration") == 2, "it trains on")
+    assert gpu.locked_range() == (510, 510)
+    assert gpu.calls["set_locked_clocks"] == calls["set_locked_clocks"]
+    trainer.close()
+    eventually(lambda: gpu.locked_range() is None, "what may be ours is given back", RELEASE_SECONDS)
+
+
 @pytest.mark.parametrize("fault", ["no_permission", "not_supported", "unknown"])
 def test_a_device_that_refuses_is_named_and_training_runs_unlocked(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode, fault: str

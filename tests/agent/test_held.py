@@ -25,6 +25,7 @@ def test_a_clock_within_the_devices_steps_is_held() -> None:
         (["sw_power_cap"], "sw_power_cap"),
         (["sw_power_cap", "hw_thermal_slowdown"], "hw_thermal_slowdown"),
         (["applications_clocks_setting"], ARBITRATION),
+        (["bit_12"], "bit_12"),
         ([], ARBITRATION),
     ],
 )
@@ -38,8 +39,21 @@ def test_a_clock_that_was_held_and_changed_without_a_reason_is_somebody_elses() 
     books = HeldClock()
     books.judge(1, 1000, reading(1000), 0.5)
     verdicts = [books.judge(1, 1000, reading(1400), 0.1) for _ in range(PROOFS)]
-    assert verdicts == [*[Verdict.NOT_HELD] * (PROOFS - 1), Verdict.FOREIGN]
+    assert verdicts == [*[Verdict.NOT_HELD] * (PROOFS - 1), Verdict.REPLACED]
     assert books.reason == ABOVE
+
+
+def test_a_clock_that_fell_without_a_reason_is_under_somebody_elses_limit() -> None:
+    books = HeldClock()
+    books.judge(1, 1000, reading(1000), 0.5)
+    verdicts = [books.judge(1, 1000, reading(700), 0.1) for _ in range(PROOFS)]
+    assert verdicts[-1] is Verdict.OVERRULED
+
+
+def test_a_reason_of_a_driver_to_come_is_a_reason_and_nobodys_fault() -> None:
+    books = HeldClock()
+    books.judge(1, 1000, reading(1000), 0.5)
+    assert {books.judge(1, 1000, reading(700, "bit_12"), 0.1) for _ in range(9)} == {Verdict.NOT_HELD}
 
 
 def test_a_clock_that_never_was_held_is_arbitration_and_not_blamed_on_anybody() -> None:
@@ -67,6 +81,9 @@ def test_the_reasons_times_add_up_and_nobody_is_blamed_for_power_or_heat(
     books = HeldClock()
     for request, requested, held, reasons in steps:
         verdict = books.judge(request, requested, reading(held, *reasons), 1.0)
-        if verdict is Verdict.FOREIGN:
-            assert held > requested or not reasons
+        if verdict is Verdict.REPLACED:
+            assert held > requested
+        if verdict is Verdict.OVERRULED:
+            assert held < requested
+            assert not reasons
     assert sum(books.not_held_seconds.values()) <= books.watched_seconds == len(steps)

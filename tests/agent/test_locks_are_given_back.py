@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from agent_process import PLAN_NAME, RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Hello
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
 
@@ -75,6 +79,41 @@ def test_a_deleted_pod_whose_process_lives_on(agent: AgentProcess, trainer: Trai
     free(node)
     assert f'gpu="{node.gpus[0].uuid}",iteration' not in agent.counters()["metrics"]
     assert 'pod="gpt-0"' not in agent.counters()["metrics"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "finished"])
+def test_a_pod_that_goes_while_its_trainer_is_admitted(
+    agent: AgentProcess, kubelet: Kubelet, node: SimulatedNode, how: str
+) -> None:
+    """Whoever hears of the pod's end finds no lease to end; the lease that comes after must not live."""
+    agent.plan(make_plan())
+    kubelet.gate.clear()
+    connecting = Trainer(agent.path)
+    connecting.connection.send(Hello("research", "gpt", node.gpus[0].uuid, 0, 0, 0, os.getpid()).pack())
+    assert kubelet.asked.wait(10)
+    if how == "deleted":
+        agent.ask(do="gone", uid=uid(0))
+    else:
+        agent.pod(0, phase="Failed")
+    kubelet.gate.set()
+    with contextlib.suppress(OSError):
+        connecting.begin(1)
+        connecting.run(1, "F")
+    eventually(lambda: agent.counters()["leases"] == 0 and bool(hung_up(connecting)), "the lease has ended")
+    assert node.gpus[0].locked_range() is None
+    assert node.gpus[0].calls["set_locked_clocks"] == 0
+
+
+def hung_up(trainer: Trainer) -> bool:
+    """Whether the agent has closed the connection."""
+    try:
+        while trainer.connection.recv(MAXIMUM_MESSAGE_BYTES, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def test_an_agent_that_is_told_to_stop(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:

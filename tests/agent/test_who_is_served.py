@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from agent_process import AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
 from perseus_api.messages import Hello, Verdict
-from perseus_simulator.node import SimulatedNode
+from perseus_simulator.node import KernelClient, SimulatedNode
 from test_metrics import value
 
 
@@ -33,8 +33,9 @@ def refused(agent: AgentProcess, reason: str) -> None:
 def test_a_process_of_no_pod(agent: AgentProcess, node: SimulatedNode) -> None:
     agent.is_in_pod(os.getpid(), None)
     nobody = Trainer(agent.path)
-    nobody.connection.send(Hello("research", "gpt", node.gpus[0].uuid, 0, 0, 0, os.getpid()).pack())
-    # Refused before its hello is read: the kernel may reset the connection before the reason is seen.
+    # Refused before its hello is read: the connection may be closed before the hello is sent or the reason is seen.
+    with contextlib.suppress(OSError):
+        nobody.connection.send(Hello("research", "gpt", node.gpus[0].uuid, 0, 0, 0, os.getpid()).pack())
     eventually(lambda: agent.counters()["refusals"] == {"unknown_peer": 1}, "the process is refused")
     assert agent.counters()["leases"] == 0
     nobody.close()
@@ -126,6 +127,13 @@ def publish(agent: AgentProcess, **kinds: tuple[str, str]) -> None:
     (agent.folder / "slices.json").write_text(json.dumps(slices))
 
 
+def test_a_dynamic_device_that_is_no_gpu_beside_the_gpu(
+    agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
+) -> None:
+    kubelet.dynamic = [("gpt-0", "dra.net", "fabric", "port-3", None)]
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
+
+
 def test_a_gpu_by_dynamic_allocation(
     agent: AgentProcess, kubelet: Kubelet, stranger: Trainer, node: SimulatedNode
 ) -> None:
@@ -196,10 +204,19 @@ def test_a_pod_with_two_gpus_has_two_ranks(agent: AgentProcess, kubelet: Kubelet
     one.close()
 
 
-def test_a_gpu_in_mig_mode(agent: AgentProcess, stranger: Trainer, node: SimulatedNode) -> None:
-    node.gpus[0].inject(mig=True)
-    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.REFUSED
-    refused(agent, "mig")
+@pytest.mark.parametrize("sharing", ["mig", "vgpu", "mps"])
+def test_a_gpu_that_the_driver_says_is_shared(
+    agent: AgentProcess, stranger: Trainer, node: SimulatedNode, sharing: str
+) -> None:
+    node.gpus[0].inject(**{sharing: True})
+    with KernelClient(node, node.gpus[0].uuid):
+        assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.REFUSED
+    refused(agent, sharing)
+
+
+def test_a_gpu_that_knows_no_mig_is_whole(agent: AgentProcess, stranger: Trainer, node: SimulatedNode) -> None:
+    node.gpus[0].inject(no_mig=True)
+    assert stranger.hello(node.gpus[0].uuid).verdict is Verdict.SERVED
 
 
 def test_a_gpu_that_two_pods_claim(

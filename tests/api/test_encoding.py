@@ -75,3 +75,9 @@ def test_what_is_not_a_json_object_is_refused(text: bytes) -> None:
 def test_not_a_number_has_no_place_in_a_document() -> None:
     with pytest.raises(ValueError, match="JSON"):
         checksum({"seconds": float("nan")})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_know_are_refused(number: str) -> None:
+    with pytest.raises(DocumentError, match="not JSON"):
+        decode(gzip.compress(f'{{"a": {number}}}'.encode()), "plan")

@@ -36,7 +36,9 @@ boundaries = st.builds(
     st.sampled_from(Instruction),
     numbers,
     st.integers(0, 2**16 - 1),
-) | st.builds(Boundary, st.sampled_from([BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END]), times, times)
+) | st.tuples(st.sampled_from([BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END]), times, times).map(
+    lambda fields: Boundary(*fields)
+)
 any_packet = (
     st.binary(max_size=2 * MAXIMUM_MESSAGE_BYTES)
     | st.binary(min_size=BOUNDARY_BYTES, max_size=BOUNDARY_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from testbed.folders import Folders
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "perseus-operator"
+OPERATOR = "perseus-operator"
 Document = dict[str, Any]
 
 
@@ -27,7 +29,8 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def render(*settings: str) -> list[Document]:
     sets = [argument for each in settings for argument in ("--set", each)]
-    done = helm("template", "perseus", str(CHART), "-n", "perseus-system", "--kube-version", "v1.36.1", *sets)
+    versions = ["--kube-version", "v1.36.1", "--api-versions", "monitoring.coreos.com/v1"]
+    done = helm("template", "perseus", str(CHART), "-n", "perseus-system", *versions, *sets)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
@@ -83,6 +86,8 @@ def test_an_older_cluster_is_told_what_to_set() -> None:
         (["simulator.enabled=true", "agent.runtimeClassName=nvidia"], "unset one of them"),
         (["networkPolicy.enabled=false", "networkPolicy.metricsFrom[0].podSelector.a=b"], "remove metricsFrom"),
         (["agent.privileged=false", "agent.capabilities={SYS_NICE}"], "add SYS_ADMIN"),
+        (["prometheus.bearerToken.secret=a", "prometheus.basicAuth.secret=b"], "unset the other"),
+        (["prometheus.tls.caConfigMap=a", "prometheus.url=http://b"], "nothing would be checked by it"),
     ],
 )
 def test_values_that_are_wrong_together_are_refused_with_the_remedy(settings: list[str], sentence: str) -> None:
@@ -90,6 +95,36 @@ def test_values_that_are_wrong_together_are_refused_with_the_remedy(settings: li
     done = helm("template", "perseus", str(CHART), "--kube-version", "v1.36.1", *sets)
     assert done.returncode != 0
     assert sentence in done.stderr
+
+
+def test_prometheus_is_asked_with_what_is_mounted() -> None:
+    documents = render(
+        "prometheus.url=https://prometheus:9090",
+        "prometheus.tls.caConfigMap=bundle",
+        "prometheus.basicAuth.secret=login",
+    )
+    spec = pods(documents)["Deployment/perseus-operator"]["spec"]
+    (container,) = spec["containers"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    for name in ("CA", "USER", "PASSWORD"):
+        path = next(each["value"] for each in container["env"] if each["name"] == f"PERSEUS_PROMETHEUS_{name}_FILE")
+        assert path.rpartition("/")[0] == mounts["prometheus-ca" if name == "CA" else "prometheus-login"]
+    assert "TOKEN" not in str(container["env"])
+    assert spec["securityContext"]["fsGroup"] == 65532, "a Secret's files are readable by their group alone"
+    assert all(each["name"] != "login" for each in container["env"]), "a password stands in no variable"
+
+
+def test_the_prometheus_rule_carries_the_rules_of_the_files() -> None:
+    rendered = render("prometheus.rules.enabled=true", "prometheus.rules.labels.release=kps")
+    rule = next(each for each in rendered if each["kind"] == "PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "kps"
+    groups = [
+        group
+        for path in sorted((CHART / "rules").glob("*.yaml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    assert rule["spec"]["groups"] == groups
+    assert not any(each["kind"] == "PrometheusRule" for each in render())
 
 
 def test_only_metrics_ports_are_open(rendered: list[Document]) -> None:
@@ -131,19 +166,30 @@ def test_nobody_requests_a_gpu(rendered: list[Document]) -> None:
     assert names.GPU_RESOURCE not in str([pod["spec"]["containers"] for pod in pods(rendered).values()])
 
 
-def test_all_but_the_agent_are_unprivileged(rendered: list[Document]) -> None:
+def test_nobody_is_privileged_and_the_agent_has_one_capability(rendered: list[Document]) -> None:
     for name, pod in pods(rendered).items():
         spec = pod["spec"]
-        privileged = [each["name"] for each in spec["containers"] if each["securityContext"].get("privileged")]
-        assert bool(privileged) == (name == "DaemonSet/perseus-agent"), name
-        assert spec.get("hostPID", False) == (name == "DaemonSet/perseus-agent"), name
+        is_agent = name == "DaemonSet/perseus-agent"
+        assert spec.get("hostPID", False) == is_agent, name
         assert not spec.get("hostNetwork"), name
         for container in spec["containers"]:
             context = container["securityContext"]
+            assert not context.get("privileged"), name
             assert context["readOnlyRootFilesystem"] is True, name
-            if not context.get("privileged"):
-                assert context["capabilities"] == {"drop": ["ALL"]}, name
-                assert context["allowPrivilegeEscalation"] is False, name
+            assert context["allowPrivilegeEscalation"] is False, name
+            wanted = {"drop": ["ALL"], "add": ["SYS_ADMIN"]} if is_agent else {"drop": ["ALL"]}
+            assert context["capabilities"] == wanted, name
+        if name != "DaemonSet/perseus-simulator":
+            confined = spec["containers"][0]["securityContext"] if is_agent else spec["securityContext"]
+            assert confined["seccompProfile"] == {"type": "RuntimeDefault"}, name
+
+
+def test_only_the_agent_is_privileged_and_only_if_that_is_asked_for() -> None:
+    for name, pod in pods(render("agent.privileged=true")).items():
+        for container in pod["spec"]["containers"]:
+            is_privileged = bool(container["securityContext"].get("privileged"))
+            assert is_privileged == (name == "DaemonSet/perseus-agent"), name
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
 
 
 def test_one_operator_at_a_time(rendered: list[Document]) -> None:
@@ -166,6 +212,22 @@ def test_no_right_is_a_wildcard(rendered: list[Document]) -> None:
             for rule in each["rules"]:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]], each["metadata"]["name"]
                 assert "secrets" not in rule["resources"]
+
+
+def test_the_operator_may_watch_what_it_watches(rendered: list[Document]) -> None:
+    """What it may not list ends it at its start."""
+    role = next(each for each in rendered if each["kind"] == "ClusterRole" and each["metadata"]["name"] == OPERATOR)
+    source = (ROOT / "operator" / "perseus_operator" / "handlers.py").read_text()
+    watched = re.findall(r'kopf\.on\.event\("([a-z0-9]+)", (?:"v1", )?"([a-z]+)"', source)
+    watched.append((names.GROUP, names.PLURAL))
+    assert len(watched) >= 4, "the handlers are written another way: this test does not see them"
+    for group, resource in watched:
+        own = [
+            rule["verbs"]
+            for rule in role["rules"]
+            if resource in rule["resources"] and ("" if group == "v1" else group) in rule["apiGroups"]
+        ]
+        assert any({"list", "watch"} <= set(verbs) for verbs in own), f"{group} {resource}"
 
 
 def test_names_agree_with_the_code(rendered: list[Document]) -> None:
@@ -199,3 +261,57 @@ def test_every_metric_named_in_a_document_exists() -> None:
         for name in re.findall(r"\bperseus_[a-z_]+\b", path.read_text()):
             if name not in packages | {"perseus_simulator"}:
                 assert name in known, f"{path.name}: {name}"
+
+
+def test_alerts_link_to_where_the_runbooks_are_served() -> None:
+    documents = render("prometheus.rules.enabled=true", "prometheus.rules.runbookBaseUrl=https://docs.example/")
+    rule = next(each for each in documents if each["kind"] == "PrometheusRule")
+    links = [
+        each["annotations"]["runbook_url"]
+        for group in rule["spec"]["groups"]
+        for each in group["rules"]
+        if "alert" in each
+    ]
+    assert links
+    assert all(re.fullmatch(r"https://docs\.example/runbooks\.md#perseus[a-z]+", each) for each in links)
+
+
+def test_pod_monitors_keep_the_trainings_labels_and_tell_an_agents_node() -> None:
+    documents = render("prometheus.podMonitors.enabled=true", "prometheus.podMonitors.labels.release=kps")
+    monitors = {each["metadata"]["name"]: each for each in documents if each["kind"] == "PodMonitor"}
+    assert sorted(monitors) == ["perseus-agent", "perseus-operator"]
+    templates = pods(documents)
+    for kind, name in (("DaemonSet", "perseus-agent"), ("Deployment", "perseus-operator")):
+        spec = monitors[name]["spec"]
+        labels = templates[f"{kind}/{name}"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        (endpoint,) = spec["podMetricsEndpoints"]
+        ports = [
+            port["name"] for each in templates[f"{kind}/{name}"]["spec"]["containers"] for port in each.get("ports", [])
+        ]
+        assert endpoint["port"] in ports
+        assert endpoint["honorLabels"] is True
+        assert ("relabelings" in endpoint) == (name == "perseus-agent")
+        assert monitors[name]["metadata"]["labels"]["release"] == "kps"
+
+
+@pytest.mark.parametrize("value", ["prometheus.rules.enabled=true", "prometheus.podMonitors.enabled=true"])
+def test_a_cluster_without_the_prometheus_operator_is_told_what_to_do(value: str) -> None:
+    done = helm("template", "perseus", str(CHART), "--kube-version", "v1.36.1", "--set", value)
+    assert done.returncode != 0
+    assert "install the Prometheus operator's CRDs" in done.stderr
+
+
+def test_dashboards_come_with_the_label_that_grafana_looks_for() -> None:
+    documents = render("dashboards.enabled=true", "dashboards.annotations.grafana_folder=Perseus")
+    found = [each for each in documents if each["kind"] == "ConfigMap" and "dashboard" in each["metadata"]["name"]]
+    contents = {name: text for each in found for name, text in each["data"].items()}
+    files = sorted((CHART / "dashboards").glob("*.json"))
+    assert sorted(contents) == [f"perseus-{path.name}" for path in files]
+    assert len(files) == 3
+    for path in files:
+        assert json.loads(contents[f"perseus-{path.name}"]) == json.loads(path.read_text())
+    for each in found:
+        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert each["metadata"]["annotations"] == {"grafana_folder": "Perseus"}
+    assert not any("dashboard" in each["metadata"]["name"] for each in render())

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from perseus_simulator.node import SimulatedNode
 
+from demo.narration import Narrator
+from demo.scenario import Run, run_scenario
 from testbed.installation import Installation, install
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +24,12 @@ SIMULATOR_STATE = Path("/var/lib/perseus-simulator/state")
 def installation() -> Installation:
     """The chart installed with simulated GPUs, as ``make up`` does it."""
     return install(lambda text: print(text, flush=True))
+
+
+@pytest.fixture(scope="session")
+def demonstration(installation: Installation) -> Run:
+    """The demonstration, played once for all who look at it."""
+    return run_scenario(installation, Narrator())
 
 
 @pytest.fixture

@@ -11,19 +11,17 @@ from typing import Any
 
 import pytest
 
-from demo.narration import Narrator
 from demo.picture import draw_run
-from demo.scenario import HOT_SLOWDOWN, run_scenario
-from testbed.installation import Installation
+from demo.scenario import HOT_SLOWDOWN, Run
 
 pytestmark = pytest.mark.cluster
 BEYOND_A_SCRAPE_SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
-def report(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(demonstration: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the demonstration writes, read back."""
-    run = run_scenario(installation, Narrator())
+    run = demonstration
     folder = tmp_path_factory.mktemp("demo")
     run.report.write(folder / "report.json")
     draw_run(run.samples, list(run.report.phases), run.events, folder / "run.png")

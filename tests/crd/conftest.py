@@ -17,7 +17,7 @@ from testbed.service import tls_context
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from constraints import CRD, valid_job
+from constraints import CRD, referring_job, valid_job
 
 Ask = Callable[..., str]
 
@@ -62,10 +62,11 @@ def stored(served_crd: Cluster) -> Iterator[str]:
     namespace = "crd-constraints"
     served_crd.kubectl("create", "namespace", namespace)
     try:
-        served_crd.kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(valid_job()))
+        for job in (valid_job(), referring_job()):
+            served_crd.kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(job))
         yield namespace
     finally:
-        served_crd.kubectl(
-            "patch", "perseusjob", "valid", "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}'
-        )
+        for name in ("valid", "referring"):
+            unheld = '{"metadata":{"finalizers":null}}'
+            served_crd.kubectl("patch", "perseusjob", name, "-n", namespace, "--type=merge", "-p", unheld)
         served_crd.kubectl("delete", "namespace", namespace, "--wait=false")

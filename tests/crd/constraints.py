@@ -87,8 +87,10 @@ def valid_job() -> Document:
                 "dwellSeconds": 20,
                 "holdSeconds": 120,
                 "query": "site:slowdown:ratio",
+                "driftPercent": 5,
             },
             "accounting": {"baselineIterations": 10},
+            "ttlSecondsAfterFinished": 600,
             "template": {
                 "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
                 "spec": {
@@ -100,6 +102,15 @@ def valid_job() -> Document:
             },
         },
     }
+
+
+def referring_job() -> Document:
+    """A job that names a workload instead of a template."""
+    job = valid_job()
+    job["metadata"]["name"] = "referring"
+    del job["spec"]["template"]
+    job["spec"]["workloadRef"] = {"kind": "JobSet", "name": "big"}
+    return job
 
 
 def valid_status() -> Document:
@@ -142,14 +153,34 @@ def valid_status() -> Document:
             "sweepIterations": 58,
             "sweepSlowdownPermille": 61,
         },
+        "report": {
+            "outcome": "Succeeded",
+            "ended": "2026-01-01T00:00:00Z",
+            "iterations": 100,
+            "energyJoules": 84,
+            "baselineJoules": 100,
+            "savedJoules": 16,
+            "savedIntrinsicJoules": 15,
+            "savedStragglerJoules": 1,
+            "savingsPermille": 160,
+            "slowdownPermille": 2,
+            "planSlowdownPermille": 1,
+            "source": "Measured",
+        },
     }
 
 
 def kept_and_broken(constraint: Constraint) -> tuple[list[Document], Document]:
     """Whole objects: some that keep a constraint to its edge, and one that breaks it and nothing else."""
-    base = valid_job() if not constraint.is_status else {"status": valid_status()}
+    base = _base(constraint)
     kept, broken = _values(base, constraint)
     return [_with(base, constraint.place, value) for value in kept], _with(base, constraint.place, broken)
+
+
+def _base(constraint: Constraint) -> Document:
+    if constraint.is_status:
+        return {"status": valid_status()}
+    return referring_job() if constraint.place[:2] == ("spec", "workloadRef") else valid_job()
 
 
 def _values(base: Document, constraint: Constraint) -> tuple[list[Any], Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from constraints import Constraint, constraints, kept_and_broken, rules, valid_job, valid_status
+from constraints import Constraint, constraints, kept_and_broken, referring_job, rules, valid_job, valid_status
 
 pytestmark = pytest.mark.cluster
 Ask = Callable[..., str]
@@ -56,6 +56,13 @@ def changed(*steps: tuple[str, Any]) -> dict[str, Any]:
     return job
 
 
+def referring(workload: str) -> dict[str, Any]:
+    """The stored job that names a workload instead of a template."""
+    job = referring_job()
+    job["spec"]["workloadRef"]["name"] = workload
+    return job
+
+
 # By the beginning of each rule's message: what keeps it, what breaks it, and whether breaking it takes an update.
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "metadata.name must be lower-case": (
@@ -68,8 +75,23 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         changed(("metadata.name", "a" * 49)),
         False,
     ),
+    "spec needs either a template": (
+        changed(("spec.template", None), ("spec.workloadRef", {"kind": "JobSet", "name": "big"})),
+        changed(("spec.workloadRef", {"kind": "JobSet", "name": "big"})),
+        False,
+    ),
+    "spec.profiling.mode Pods needs a template": (
+        changed(("spec.template", None), ("spec.workloadRef", {"kind": "JobSet", "name": "big"})),
+        changed(
+            ("spec.template", None),
+            ("spec.workloadRef", {"kind": "JobSet", "name": "big"}),
+            ("spec.profiling", {"mode": "Pods"}),
+        ),
+        False,
+    ),
+    "spec.workloadRef cannot be changed": (referring("big"), referring("bigger"), True),
     "spec.parallelism cannot be changed": (changed(), changed(("spec.parallelism.stages", 4)), True),
-    "spec.parallelism asks for more than 100000 pods": (
+    "spec.parallelism asks for more than 100000 ranks": (
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1000)),
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1001)),
         False,
@@ -113,7 +135,7 @@ def case_of(message: str) -> str:
 def test_a_rule_holds_and_its_message_says_what_to_do(ask: Ask, stored: str, message: str) -> None:
     kept, broken, by_update = RULES[case_of(message)]
     if by_update:
-        path = f"{stored}/perseusjobs/valid?dryRun=All"
+        path = f"{stored}/perseusjobs/{kept['metadata']['name']}?dryRun=All"
         merge = "application/merge-patch+json"
         assert ask("PATCH", path, {"spec": kept["spec"]}, merge) == ""
         refusal = ask("PATCH", path, {"spec": broken["spec"]}, merge)

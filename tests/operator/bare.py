@@ -17,6 +17,7 @@ from perseus_api.plan import Plan
 from harness.controlplane import SYSTEM, ControlPlane
 from harness.objects import HEADER, csv_of, frontier_data, frontier_of, perseus_job, profile_config_map
 from harness.operator import OperatorProcess
+from testbed.errors import TestbedError
 
 __all__ = [
     "CSV", "HEADER", "SYSTEM", "BareCluster", "OperatorProcess", "eventually", "example_frontier", "perseus_job",
@@ -40,6 +41,13 @@ class BareCluster:
     def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
         """Run kubectl."""
         return self.plane.kubectl(*arguments, input_text=input_text)
+
+    def serves(self, api_version: str, plural: str) -> bool:
+        """Whether the API server serves a kind."""
+        try:
+            return plural in self.kubectl("get", "--raw", f"/apis/{api_version}")
+        except TestbedError:
+            return False
 
     def apply(self, namespace: str, *documents: dict[str, Any]) -> None:
         """Apply documents in a namespace."""

@@ -16,6 +16,9 @@ from harness.scenario import Stage
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bare import BareCluster
+from training import MetricsPage
+
+from harness.prometheus_server import PrometheusServer
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,30 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A control plane with the garbage collector, a proxy before it, Prometheus, and an operator behind the proxy."""
     with scenario.stage(tmp_path_factory.mktemp("stage")) as found:
         yield found
+
+
+@pytest.fixture
+def page() -> Iterator[MetricsPage]:
+    """A page of metrics of trainings that exist as metrics only."""
+    served = MetricsPage(free_port())
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def prometheus(page: MetricsPage, tmp_path: Path) -> Iterator[PrometheusServer]:
+    """A real Prometheus that scrapes the page every second; not started yet."""
+    server = PrometheusServer(tmp_path / "prometheus", free_port(), page.port)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def watching(bare: BareCluster, prometheus: PrometheusServer) -> Iterator[OperatorProcess]:
+    """The operator, asking that Prometheus."""
+    prometheus.start()
+    log = bare.folder / "operator.log"
+    process = OperatorProcess(bare.plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
+    process.start()
+    yield process
+    process.kill()

@@ -59,7 +59,7 @@ def test_a_job_gets_its_children_its_conditions_and_its_plan(
     assert kinds == ["ConfigMap", "Job", "Job", "Role", "RoleBinding", "Service", "ServiceAccount", "plan"]
     conditions = bare.conditions(home, "train")
     assert list(conditions) == [
-        "Accepted", "ProfileValid", "FrontierReady", "WorkloadReady", "PlanApplied", "Straggling", "Ready",
+        "Accepted", "ProfileValid", "FrontierReady", "WorkloadReady", "PlanApplied", "Observed", "Straggling", "Ready",
     ]  # fmt: skip
     assert conditions["FrontierReady"]["status"] == "True"
     assert conditions["PlanApplied"]["message"].startswith("no Prometheus is configured")

@@ -14,7 +14,13 @@ from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import JobReference
 from perseus_api.profile import Profile, StageGpu
 from perseus_daemonset.follower import RankPlan
-from perseus_operator.children import Builder, is_up_to_date
+from perseus_operator.children import (
+    ANNOTATION_TEMPLATE,
+    Builder,
+    TemplateProblem,
+    is_up_to_date,
+    without_template,
+)
 from perseus_operator.conditions import Story
 from perseus_operator.planning import FASTEST, STRETCHED, Stragglers, make_plan, predicted_savings, same_clocks
 from perseus_operator.profiles import ProfileProblem, load_profile
@@ -36,7 +42,12 @@ def job(**spec: Any) -> dict[str, Any]:
                 "metadata": {"labels": {"team": "a"}},
                 "spec": {
                     "containers": [
-                        {"name": "main", "image": "x", "env": [{"name": names.ENV_STAGES, "value": "mine"}]},
+                        {
+                            "name": "main",
+                            "image": "x",
+                            "env": [{"name": names.ENV_STAGES, "value": "mine"}],
+                            "resources": {"limits": {names.GPU_RESOURCE: 1}},
+                        },
                         {"name": "side", "image": "y"},
                     ]
                 },
@@ -60,9 +71,48 @@ def test_the_workload_keeps_the_users_template_and_adds_the_variables() -> None:
     assert [each["value"] for each in main["env"] if each["name"] == names.ENV_STAGES] == ["mine"]
     assert {each["name"] for each in side["env"]} == {
         names.ENV_RANK, names.ENV_STAGES, names.ENV_PIPELINES, names.ENV_TENSOR_PARALLEL, names.ENV_MICROBATCHES,
-        names.ENV_SCHEDULE, names.ENV_COORDINATOR,
+        names.ENV_SCHEDULE, names.ENV_COORDINATOR, names.ENV_RANK_ORDER,
     }  # fmt: skip
     assert template["spec"]["subdomain"] == builder().service()["metadata"]["name"]
+
+
+def with_gpus(count: Any, **metadata: Any) -> Builder:
+    document = job()
+    document["metadata"].update(metadata)
+    containers = document["spec"]["template"]["spec"]["containers"]
+    containers[0]["resources"] = {"limits": {names.GPU_RESOURCE: count}}
+    return Builder(document, PerseusJobSpec.parse(document["spec"]), SETTINGS)
+
+
+def test_pods_of_several_gpus_are_as_many_as_the_ranks_need() -> None:
+    workload = with_gpus("2").workload()
+    assert (workload["spec"]["completions"], workload["spec"]["parallelism"]) == (3, 3)
+    variables = {each["name"] for each in workload["spec"]["template"]["spec"]["containers"][1]["env"]}
+    assert names.ENV_RANK not in variables, "torchrun numbers the ranks in a pod of several"
+    assert names.ENV_RANK_ORDER in variables
+
+
+@pytest.mark.parametrize("count", [0, 4, "none"])
+def test_ranks_that_do_not_divide_into_pods_are_a_problem_of_the_template(count: Any) -> None:
+    with pytest.raises(TemplateProblem, match=r"6 ranks .* correct the limit of nvidia.com/gpu"):
+        with_gpus(count).workload()
+
+
+def test_in_a_queue_its_controller_says_when_training_starts() -> None:
+    queued = with_gpus(1, labels={"kueue.x-k8s.io/queue-name": "gpus", "mine": "no"}).workload()
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert "mine" not in queued["metadata"]["labels"]
+    assert "suspend" not in queued["spec"]
+    assert with_gpus(1).workload()["spec"]["suspend"] is False
+
+
+def test_what_runs_keeps_its_pod_template() -> None:
+    """An operator of another version makes other templates; Kubernetes lets nobody change that of a Job."""
+    workload = with_gpus(1).workload()
+    patch = without_template(workload)
+    assert "template" not in patch["spec"]
+    assert patch["spec"]["suspend"] is False
+    assert ANNOTATION_TEMPLATE not in patch["metadata"]["annotations"], "it tells what the Job was made from"
 
 
 def test_building_changes_nothing_of_the_job() -> None:
@@ -79,7 +129,7 @@ def test_the_optimisation_pod_may_write_one_config_map_and_nothing_else() -> Non
             "apiGroups": [""],
             "resources": ["configmaps"],
             "resourceNames": ["train-frontier"],
-            "verbs": ["get", "patch"],
+            "verbs": ["patch"],
         }
     ]
     pod = builder().optimiser_job("sha256:1", "uid", "profile")["spec"]["template"]["spec"]

@@ -131,9 +131,9 @@ def test_a_fixed_instruction_is_one_option_at_no_clock() -> None:
     watts = profile.header.blocking_power_watts
     costs = cost_table(profile, [(0, OPTIMIZER), (0, P2P)], ranks=[0, 0], beside=[False, True])
     (in_order,), (beside,) = costs.options
-    assert (in_order.clock_megahertz, in_order.nanoseconds) == (0, 500_000_000)
+    assert (in_order.clock_megahertz, in_order.picoseconds) == (0, 500_000_000_000)
     assert (in_order.cost_joules, beside.cost_joules) == pytest.approx((100.0 - watts * 0.5, 100.0))
-    assert costs.hulls[0].lengths == (500_000_000,)
+    assert costs.hulls[0].lengths == (500_000_000_000,)
     assert costs.hulls[0].capacities == (UNBOUNDED,)
 
 

@@ -14,7 +14,7 @@ NATIVE = Path(__file__).resolve().parents[2] / "simulator" / "native"
 def make(target: str, build: Path) -> list[str]:
     done = subprocess.run(
         ["make", "-s", "-C", str(NATIVE), target, f"BUILD={build}", "SECONDS=1"],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if line.startswith("ok ")]

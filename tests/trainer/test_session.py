@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from perseus_api import names
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind, Verdict, Welcome
+from perseus_api.ranks import RankOrder
 from perseus_trainer import Rank
 from perseus_trainer.environment import EnvironmentProblem
 
@@ -132,7 +133,8 @@ def test_without_an_agents_socket_every_hook_is_one_object_that_does_nothing(mon
         ({names.ENV_NAMESPACE: ""}, names.ENV_NAMESPACE),
         ({names.ENV_JOB: "j" * 64}, "63 bytes"),
         ({names.ENV_JOB: os.fsdecode(b"\xff")}, "must be UTF-8"),
-        ({names.ENV_RANK: str(8 * 2**32)}, "32 bits"),
+        ({names.ENV_RANK: str(8 * 2**32)}, "is not one of the"),
+        ({names.ENV_RANK_ORDER: "Backwards"}, "PipelineStageTensor"),
     ],
 )
 def test_training_goes_on_without_perseus_when_a_variable_makes_no_sense(
@@ -224,5 +226,27 @@ def test_a_gpu_is_named_by_uuid_or_left_to_the_agent(variables: dict[str, str], 
 
 
 def test_a_missing_variable_is_named() -> None:
-    with pytest.raises(EnvironmentProblem, match="PERSEUS_RANK must be a whole number"):
+    with pytest.raises(EnvironmentProblem, match="PERSEUS_RANK is not set: set it, or start the script with torchrun"):
         Rank.from_environment({})
+
+
+def test_torchruns_own_rank_is_taken_where_the_operator_sets_none() -> None:
+    given = {**ENVIRONMENT, names.ENV_RANK: "", names.ENV_TORCH_RANK: "3", names.ENV_STAGES: "2"}
+    rank = Rank.from_environment(given)
+    assert (rank.pipeline, rank.stage) == (1, 1)
+
+
+def test_megatrons_order_of_ranks_can_be_named() -> None:
+    given = {
+        **ENVIRONMENT, names.ENV_RANK: "2", names.ENV_STAGES: "2", names.ENV_PIPELINES: "2",
+        names.ENV_RANK_ORDER: RankOrder.STAGE_PIPELINE_TENSOR.value,
+    }  # fmt: skip
+    rank = Rank.from_environment(given)
+    assert (rank.pipeline, rank.stage) == (0, 1)
+
+
+@pytest.mark.parametrize(("local", "gpu"), [("1", "GPU-b"), ("0", "GPU-a"), ("2", ""), ("", "")])
+def test_a_process_takes_the_gpu_of_its_local_rank(local: str, gpu: str) -> None:
+    given = {**ENVIRONMENT, names.ENV_VISIBLE_DEVICES: "GPU-a,GPU-b", names.ENV_TORCH_LOCAL_RANK: local}
+    given.pop(names.ENV_GPU_UUID, None)
+    assert Rank.from_environment(given).gpu_uuid == gpu

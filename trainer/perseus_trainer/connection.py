@@ -62,7 +62,7 @@ class Connection:
             self.dropped += 1
             return
         try:
-            current.send(packet, socket.MSG_DONTWAIT)
+            current.send(packet)  # It does not block.
         except BlockingIOError:
             self.dropped += 1
         except OSError:

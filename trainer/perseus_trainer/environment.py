@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perseus_api import names
+from perseus_api.ranks import RankOrder, RankShape
+
+_MANY_PIPELINES = 65_536  # where the environment does not say how many
 
 
 class EnvironmentProblem(ValueError):
@@ -35,17 +38,19 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Rank:
-        """Read the variables; rank = (pipeline * stages + stage) * tensor parallel degree + tensor rank.
+        """Read the variables; the rank is the operator's, or else the one that torchrun numbers (``RANK``).
 
         Raises:
             EnvironmentProblem: a variable is missing or out of range.
         """
         given = os.environ if environment is None else environment
-        rank = _number(given, names.ENV_RANK, 0)
-        stages = _number(given, names.ENV_STAGES, 1)
-        tensor_parallel = _number(given, names.ENV_TENSOR_PARALLEL, 1, default=1)
-        stage_index, tensor_rank = divmod(rank, tensor_parallel)
-        pipeline, stage = divmod(stage_index, stages)
+        name = names.ENV_RANK if given.get(names.ENV_RANK) else names.ENV_TORCH_RANK
+        if not given.get(name):
+            raise EnvironmentProblem(f"{names.ENV_RANK} is not set: set it, or start the script with torchrun")
+        try:
+            pipeline, stage, tensor_rank = _shape(given).place(_number(given, name, 0))
+        except ValueError as error:
+            raise EnvironmentProblem(f"{name}: {error}") from None
         return cls(
             namespace=_text(given, names.ENV_NAMESPACE),
             job=_text(given, names.ENV_JOB),
@@ -54,6 +59,19 @@ class Rank:
             tensor_rank=tensor_rank,
             gpu_uuid=_gpu(given),
         )
+
+
+def _shape(given: Mapping[str, str]) -> RankShape:
+    order = given.get(names.ENV_RANK_ORDER) or RankOrder.PIPELINE_STAGE_TENSOR.value
+    if order not in set(RankOrder):
+        known = ", ".join(each.value for each in RankOrder)
+        raise EnvironmentProblem(f"{names.ENV_RANK_ORDER} must be one of {known}, not {order[:40]!r}")
+    return RankShape(
+        _number(given, names.ENV_STAGES, 1),
+        _number(given, names.ENV_PIPELINES, 1, default=_MANY_PIPELINES),
+        _number(given, names.ENV_TENSOR_PARALLEL, 1, default=1),
+        RankOrder(order),
+    )
 
 
 def _text(given: Mapping[str, str], name: str) -> str:
@@ -77,8 +95,12 @@ def _number(given: Mapping[str, str], name: str, least: int, default: int | None
 
 
 def _gpu(given: Mapping[str, str]) -> str:
+    """Return the GPU of this process: the one named, the only one, or the one of its local rank."""
     named = given.get(names.ENV_GPU_UUID, "")
     if named:
         return named
-    visible = given.get(names.ENV_VISIBLE_DEVICES, "")
-    return visible if visible.startswith("GPU-") and "," not in visible else ""
+    visible = [each.strip() for each in given.get(names.ENV_VISIBLE_DEVICES, "").split(",")]
+    if not all(each.startswith("GPU-") for each in visible):
+        return ""
+    local = given.get(names.ENV_TORCH_LOCAL_RANK, "0" if len(visible) == 1 else "")
+    return visible[int(local)] if local.isdigit() and int(local) < len(visible) else ""

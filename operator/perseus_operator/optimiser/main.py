@@ -22,8 +22,9 @@ from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier, PipelineShape
 from perseus_api.profile import parse_profile
 
-from perseus_operator.children import ENV_CHECKSUM, ENV_FRONTIER, ENV_SHAPE, PROFILE_FOLDER
+from perseus_operator.children import ENV_CHECKSUM, ENV_CORRECTIONS, ENV_FRONTIER, ENV_SHAPE, PROFILE_FOLDER
 from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
+from perseus_operator.drift import Corrections
 from perseus_operator.profiles import profile_checksum
 
 logger = logging.getLogger("perseus.optimiser")
@@ -76,11 +77,14 @@ def compute(folder: Path) -> Frontier:
     header_path = folder / names.PROFILE_HEADER_KEY
     header = header_path.read_bytes().decode() if header_path.exists() else None
     checksum = profile_checksum(csv_text, header or "")
+    given = os.environ.get(ENV_CORRECTIONS, "")
+    corrections = Corrections.decode(given) if given else Corrections(checksum)
     expected = os.environ.get(ENV_CHECKSUM, checksum)
-    if checksum != expected:
+    if checksum != corrections.profile or corrections.checksum != expected:
         raise DocumentError("the profile was changed while it was optimised; it is optimised again")
     pipeline = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel)
-    return frontier(parse_profile(csv_text, header), pipeline, profile_checksum=checksum)
+    profile = corrections.apply(parse_profile(csv_text, header))
+    return frontier(profile, pipeline, profile_checksum=expected)
 
 
 async def _write(found: Frontier) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import aiohttp
 from perseus_api import names
 from perseus_api.errors import DocumentError
+from perseus_api.job import PerseusJobSpec
 from perseus_api.measurements import MAXIMUM_REPORT_BYTES, NodeReport, RankReport
+from perseus_api.ranks import RankOrder
 
-from perseus_operator.children import COMPONENT_TRAINER
+from perseus_operator.children import COMPONENT_OPTIMISER, COMPONENT_PROFILER, COMPONENT_TRAINER
 from perseus_operator.client import POD, Api
 
 Document = dict[str, Any]
@@ -92,9 +94,20 @@ async def trainer_pods(api: Api, namespace: str, job: str, component: str = COMP
     Raises:
         ApiRefusal: the API server refused.
     """
-    selector = f"{names.LABEL_JOB}={job},{names.LABEL_COMPONENT}={component}"
-    pods = await api.find(POD, namespace, selector)
-    return [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    pods = await api.find(POD, namespace, f"{names.LABEL_JOB}={job}")
+    return [
+        pod
+        for pod in pods
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and _component(pod) == component
+    ]
+
+
+def ranks_of_pipeline(spec: PerseusJobSpec) -> int:
+    """Return how many ranks follow one another in a pipeline; all of them, where they are counted otherwise."""
+    parallelism = spec.parallelism
+    if parallelism.rank_order is not RankOrder.PIPELINE_STAGE_TENSOR:
+        return parallelism.ranks
+    return parallelism.stages * parallelism.tensor_parallel
 
 
 def image_of(pods: list[Document]) -> str:
@@ -108,6 +121,12 @@ def image_of(pods: list[Document]) -> str:
         first = pod["spec"]["containers"][0]["name"]
         found.add(str(statuses.get(first, {}).get("imageID") or ""))
     return found.pop() if len(found) == 1 else ""
+
+
+def _component(pod: Document) -> str:
+    """What a pod of the job is for; those of a user's own workload say nothing that we know, and train."""
+    said = (pod["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, "")
+    return said if said in (COMPONENT_OPTIMISER, COMPONENT_PROFILER) else COMPONENT_TRAINER
 
 
 def _rank(pod: Document) -> int:

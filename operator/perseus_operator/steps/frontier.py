@@ -7,15 +7,19 @@ import base64
 import binascii
 import hashlib
 import logging
+from collections.abc import Callable, Mapping
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier
 
-from perseus_operator.children import Builder, Document
+from perseus_operator import metrics
+from perseus_operator.children import CORRECTIONS_KEY, Builder, Document
 from perseus_operator.client import CONFIG_MAP, POD, Api
+from perseus_operator.drift import Corrections, Work
 from perseus_operator.memory import Memory
+from perseus_operator.monitor import JobKey
 from perseus_operator.profiles import LoadedProfile
 from perseus_operator.upkeep import ensure, job_condition
 from perseus_operator.visit import Visit
@@ -28,9 +32,10 @@ logger = logging.getLogger("perseus.operator")
 class FrontierStep:
     """Has frontiers made, and remembers those that it decoded: jobs of one model share one."""
 
-    def __init__(self, api: Api) -> None:
-        """Work over a connection."""
+    def __init__(self, api: Api, take_drift: Callable[[JobKey], Mapping[Work, float]] = lambda _: {}) -> None:
+        """Work over a connection, and take drifts that have become sure by a function."""
         self._api = api
+        self._take_drift = take_drift
         self._frontiers: Memory[str, Frontier] = Memory(MAXIMUM_CLOCKS)
 
     async def bring_about(self, visit: Visit, builder: Builder, profile: LoadedProfile) -> Frontier | None:
@@ -39,6 +44,9 @@ class FrontierStep:
         Raises:
             ApiRefusal: the API server refused.
         """
+        corrections = await self._corrections(visit, builder, profile.checksum)
+        builder.corrections, checksum = corrections.encode(), corrections.checksum
+        metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
         wanted = builder.frontier_config_map()
         present = await ensure(self._api, wanted)
         try:
@@ -50,18 +58,20 @@ class FrontierStep:
             words = "the frontier's ConfigMap was damaged: the frontier is computed again"
             visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
             return None
-        if frontier is not None and frontier.profile_checksum == profile.checksum:
+        if frontier is not None and frontier.profile_checksum == checksum:
             words = (
                 f"{len(frontier.plans)} plans from {frontier.plans[0].iteration_seconds:.3f} s to "
                 f"{frontier.plans[-1].iteration_seconds:.3f} s"
             )
+            if corrections.factors:
+                words += f"; from corrected times, up to {corrections.largest:.3f} of the profile's"
             visit.story.say(Condition.FRONTIER_READY, True, Reason.OPTIMISED, words)
             return frontier
         # The ConfigMap and the Job are watched: whatever becomes of them brings the next visit.
         for document in builder.optimiser_access():
             await ensure(self._api, document)
         target = present["metadata"]["uid"]
-        optimiser = await ensure(self._api, builder.optimiser_job(profile.checksum, target, profile.name))
+        optimiser = await ensure(self._api, builder.optimiser_job(checksum, target, profile.name))
         failed = job_condition(optimiser, "Failed")
         if failed is not None:
             words = await self._last_words(builder.namespace, optimiser["metadata"]["name"]) or failed
@@ -70,6 +80,25 @@ class FrontierStep:
             words = f"Job {optimiser['metadata']['name']} computes the frontier"
             visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
         return None
+
+    async def _corrections(self, visit: Visit, builder: Builder, checksum: str) -> Corrections:
+        """Return the corrections in force, with what the monitor has found since on top."""
+        name = names.frontier_config_map_name(builder.name)
+        present = await self._api.get(CONFIG_MAP, builder.namespace, name)
+        text = ((present or {}).get("data") or {}).get(CORRECTIONS_KEY)
+        kept = Corrections(checksum)
+        if text:
+            try:
+                found = Corrections.decode(text)
+                kept = found if found.profile == checksum else kept
+            except DocumentError as error:
+                logger.warning("%s/%s: %s; the profile holds as it is", *visit.key, error)
+        factors = self._take_drift(visit.key)
+        if not factors:
+            return kept
+        told = ", ".join(f"{stage}/{each.value} x {factor:.3f}" for (stage, each), factor in list(factors.items())[:20])
+        logger.info("%s/%s: instructions have drifted from the profile: %s", *visit.key, told)
+        return kept.times(factors)
 
     async def _decoded(self, config_map: Document) -> Frontier | None:
         encoded = (config_map.get("binaryData") or {}).get(names.FRONTIER_KEY)

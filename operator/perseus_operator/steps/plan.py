@@ -29,7 +29,7 @@ from perseus_operator.planning import (
     same_clocks,
     stragglers_of,
 )
-from perseus_operator.profiling.agents import Agents, trainer_pods
+from perseus_operator.profiling.agents import Agents, ranks_of_pipeline, trainer_pods
 from perseus_operator.profiling.sweeping import next_iteration
 from perseus_operator.settings import Settings
 from perseus_operator.steps.telling import tell_applied, tell_observed, tell_stragglers
@@ -166,9 +166,7 @@ class PlanStep:
     async def _after_sweep(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> int:
         """Return from when the first plan can hold: the ranks are beyond the baseline, and their agents know where."""
         pods = await trainer_pods(self._api, builder.namespace, builder.name)
-        reports = await self._agents.reports(
-            visit.job, spec.parallelism.stages * spec.parallelism.tensor_parallel, pods
-        )
+        reports = await self._agents.reports(visit.job, ranks_of_pipeline(spec), pods)
         return max(next_iteration(reports, time.time(), NOTICE_SECONDS), spec.accounting.baseline_iterations + 1)
 
 

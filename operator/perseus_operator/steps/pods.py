@@ -8,7 +8,7 @@ from __future__ import annotations
 from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 
-from perseus_operator.children import COMPONENT_PROFILER, Builder, Document
+from perseus_operator.children import COMPONENT_PROFILER, Builder, Document, TemplateProblem
 from perseus_operator.client import JOB, Api, ApiRefusal
 from perseus_operator.profiling.agents import trainer_pods
 from perseus_operator.upkeep import ensure, job_condition
@@ -32,6 +32,9 @@ class ProfilingPods:
         try:
             await ensure(self._api, builder.service(COMPONENT_PROFILER))
             job = await ensure(self._api, builder.workload(COMPONENT_PROFILER))
+        except TemplateProblem as problem:
+            say(Condition.WORKLOAD_READY, False, Reason.TEMPLATE_REFUSED, str(problem))
+            return False, []
         except ApiRefusal as refusal:
             if not refusal.is_final:
                 raise
@@ -52,7 +55,7 @@ class ProfilingPods:
         Raises:
             ApiRefusal: the API server refused.
         """
-        name = builder.workload(COMPONENT_PROFILER)["metadata"]["name"]
+        name = builder.profiling_name
         present = await self._api.get(JOB, builder.namespace, name)
         if present is not None and not present["metadata"].get("deletionTimestamp"):
             await self._api.delete(JOB, builder.namespace, name, present)

@@ -25,7 +25,7 @@ from perseus_operator.client import CONFIG_MAP, Api
 from perseus_operator.measurements import NOTICE_SECONDS
 from perseus_operator.monitor import JobKey
 from perseus_operator.profiles import LoadedProfile, ProfileProblem, ProfileReader, Source, load_profile
-from perseus_operator.profiling.agents import Agents, image_of
+from perseus_operator.profiling.agents import Agents, image_of, ranks_of_pipeline
 from perseus_operator.profiling.cache import cached_name, cached_profile, fingerprint, subject_of
 from perseus_operator.profiling.document import Subject, profile_csv, profile_header
 from perseus_operator.profiling.sweeping import (
@@ -121,7 +121,7 @@ class ProfileStep:
             )
             return False
         pipelines = 1 if spec.profiling.mode is ProfilingMode.PODS else spec.parallelism.pipelines
-        ranks = spec.parallelism.stages * spec.parallelism.tensor_parallel
+        ranks = ranks_of_pipeline(spec)
         reports = await self._agents.reports(visit.job, ranks, pods)
         subject = _subject(visit.job, spec, reports, pods)
         if subject is not None and await self._reuse(builder, spec, subject):

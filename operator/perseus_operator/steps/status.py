@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import logging
-import time
 from datetime import UTC, datetime
 
 from perseus_api import names
-from perseus_api.conditions import Condition
+from perseus_api.conditions import Condition, Reason
 
 from perseus_operator.children import Document
 from perseus_operator.client import EVENT, Api, ApiRefusal
-from perseus_operator.monitor import JobKey, Monitor
+from perseus_operator.report import report_sentence, savings_status
 from perseus_operator.status import (
     ON_ITS_WAY,
+    event,
     events,
     frontier_status,
     plan_status,
     profile_status,
-    savings_status,
     straggler_status,
 )
 from perseus_operator.visit import Visit
 
-SAVINGS_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
 
 
 class StatusStep:
-    """Writes statuses, and remembers when it last told the savings."""
+    """Writes statuses."""
 
-    def __init__(self, api: Api, monitor: Monitor) -> None:
-        """Write over a connection what visits gathered and the monitor knows."""
+    def __init__(self, api: Api) -> None:
+        """Write over a connection what visits gathered."""
         self._api = api
-        self._monitor = monitor
-        self._savings_at: dict[JobKey, float] = {}
-
-    def forget(self, key: JobKey) -> None:
-        """Forget a job that is gone."""
-        self._savings_at.pop(key, None)
 
     async def write(self, visit: Visit) -> None:
         """Write the status if it differs, then the events.
@@ -65,26 +57,19 @@ class StatusStep:
                 status["stragglers"] = straggler_status(visit.findings)
         elif "plan" in before:
             status["plan"] = before["plan"]
-        savings = self._savings(visit.key, before.get("savings"))
-        if savings is not None:
-            status["savings"] = savings
+        savings = savings_status(visit.totals) if visit.totals is not None else None
+        if savings is not None or "savings" in before:
+            status["savings"] = savings or before["savings"]
+        if visit.report is not None:
+            status["report"] = visit.report
         if status == before:
             return
         metadata = {"name": job["metadata"]["name"], "namespace": job["metadata"]["namespace"]}
         document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "status": status}
         await self._api.apply(document, "status")
         await self._tell_events(visit, known, now)
-
-    def _savings(self, key: JobKey, before: Document | None) -> Document | None:
-        energy = self._monitor.energies.get(key)
-        if energy is None or energy.energy <= 0:
-            return before
-        now = time.monotonic()
-        # Savings that an earlier operator told are as fresh as if this one had told them now.
-        if before is not None and now < self._savings_at.setdefault(key, now) + SAVINGS_SECONDS:
-            return before
-        self._savings_at[key] = now
-        return savings_status(energy) or before
+        if visit.report is not None and "report" not in before:
+            await self._create(event(job, Reason.REPORTED, report_sentence(visit.report), now))
 
     async def _tell_events(self, visit: Visit, known: list[Document], now: str) -> None:
         earlier = {each["type"]: (each["status"], each["reason"]) for each in known}
@@ -97,8 +82,11 @@ class StatusStep:
             and earlier.get(condition.value) != (status, reason.value)
         ]
         for document in events(visit.job, changed, now):
-            try:
-                await self._api.create(EVENT, document)
-            except ApiRefusal as refusal:
-                # Whatever becomes of an event, the status has told it already.
-                logger.info("event not written: %s", refusal)
+            await self._create(document)
+
+    async def _create(self, document: Document) -> None:
+        try:
+            await self._api.create(EVENT, document)
+        except ApiRefusal as refusal:
+            # Whatever becomes of an event, the status has told it already.
+            logger.info("event not written: %s", refusal)

@@ -10,6 +10,7 @@ from perseus_operator.causes import Cause
 from perseus_operator.monitor import Monitor
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile, Source
+from perseus_operator.troubles import told
 from perseus_operator.visit import StragglerFinding, Visit
 
 # From here on "all slow" is worth a word.
@@ -53,7 +54,9 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
     watched = monitor.find(visit.key)
     report = watched.report if watched else None
     ranks = spec.parallelism.ranks
-    if monitor.answered is not True or report is None or report.ranks < ranks:
+    if monitor.answered is True and report is not None and report.troubles:
+        visit.story.say(Condition.PLAN_APPLIED, False, *told(report.troubles))
+    elif monitor.answered is not True or report is None or report.ranks < ranks:
         seen = report.ranks if report else 0
         reason = Reason.WAITING_FOR_AGENTS if monitor.answered else Reason.NO_MEASUREMENTS
         words = f"agents of {seen} of {ranks} ranks are seen in Prometheus"
@@ -62,6 +65,12 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         elif monitor.answered is False:
             words = f"{monitor.failure}: agents are not seen"
         visit.story.say(Condition.PLAN_APPLIED, None, reason, words)
+    elif report.ranks > ranks:
+        words = (
+            f"{report.ranks} ranks report, the job has {ranks}: pods of before are still ending, or two pods say to be "
+            "one rank (PERSEUS_RANK)"
+        )
+        visit.story.say(Condition.PLAN_APPLIED, None, Reason.RANK_TWICE, words)
     elif report.least_accepted < plan.generation:
         words = f"generation {plan.generation} is on its way to the agents"
         visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING_FOR_AGENTS, words)
@@ -110,9 +119,9 @@ def tell_stragglers(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: 
     if stragglers.pipelines:
         first = visit.findings[0] if visit.findings else None
         reason = _REASONS.get(first.finding.cause, Reason.PIPELINE_SLOW) if first else Reason.PIPELINE_SLOW
-        told = "; ".join(_words_of(each) for each in visit.findings[:5])
+        findings = "; ".join(_words_of(each) for each in visit.findings[:5])
         more = len(stragglers.pipelines) - min(5, len(visit.findings))
-        words = f"{told}{f'; and {more} more' if more else ''}"
+        words = f"{findings}{f'; and {more} more' if more else ''}"
         words += f": the others take {stragglers.deadline_seconds:.3f} s for an iteration"
         say(Condition.STRAGGLING, True, reason, words)
     elif not spec.straggler.enabled:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from perseus_api.errors import DocumentError
 from perseus_api.profile import MAXIMUM_PROFILE_BYTES, Profile, parse_profile
 from perseus_api.schedules import Schedule
 
-from perseus_planner.pipeline import Pipeline
+from perseus_planner.given import MAXIMUM_BYTES, load_orders, pipeline_of
+from perseus_planner.pipeline import Pipeline, PipelineError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PROGRESS_AFTER_SECONDS = 2.0
@@ -45,10 +46,35 @@ def problem_options(command: Command) -> Command:
         (
             click.option("--profile", type=_PATH, required=True, help="CSV, or folder of profile.csv and header.json."),
             click.option("--stages", type=click.IntRange(1, 256), help="Pipeline ranks; by default the profile's."),
-            click.option("--microbatches", type=click.IntRange(1, 4096), required=True, help="Of one iteration."),
+            click.option("--microbatches", type=click.IntRange(1, 4096), help="Of one iteration."),
             click.option("--schedule", help="1F1B (the default), GPipe, ...; docs/planner.md lists them."),
+            click.option(
+                "--chunks", type=click.IntRange(1, 256), help="Model chunks of each rank, where it has several."
+            ),
+            click.option("--orders", type=_PATH, help="JSON of orders of your own, for the schedule Custom."),
+            click.option("--v-shape", is_flag=True, help="With --orders: odd chunks run through the ranks backwards."),
             click.option("--tensor-parallel", type=click.IntRange(1, 1024), default=1, help="GPUs of each rank."),
             click.option("--blocking-power-watts", type=_WATTS, help="Of a waiting GPU; by default the header's."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def objective_options(command: Command) -> Command:
+    """Add the options that say what a plan is for."""
+    seconds = click.FloatRange(0, 1e6, min_open=True)
+    for option in reversed(
+        (
+            click.option(
+                "--objective", type=click.Choice(["min-energy", "no-slowdown"]), help="no-slowdown is the default."
+            ),
+            click.option("--max-slowdown-percent", type=click.FloatRange(0, 1000), help="Allow that much more time."),
+            click.option("--deadline-seconds", type=seconds, help="Allow an iteration that long."),
+            click.option("--straggler-seconds", type=seconds, help="Everybody waits that long."),
+            click.option(
+                "--power-budget-watts", type=click.FloatRange(0, 1e9, min_open=True), help="Average of all GPUs."
+            ),
         )
     ):
         command = option(command)
@@ -58,8 +84,11 @@ def problem_options(command: Command) -> Command:
 def read_inputs(
     profile: Path,
     stages: int | None,
-    microbatches: int,
+    microbatches: int | None,
     schedule: str | None,
+    chunks: int | None,
+    orders: Path | None,
+    v_shape: bool,
     tensor_parallel: int,
     blocking_power_watts: float | None,
 ) -> Inputs:
@@ -69,12 +98,26 @@ def read_inputs(
         BadInput: a file cannot be read or is not valid, or the shape is none.
     """
     found = read_profile(profile, blocking_power_watts)
-    pipeline = Pipeline(stages or found.stages, microbatches, _schedule(schedule), tensor_parallel)
-    if 2 * pipeline.stages * microbatches > _MAXIMUM_INSTRUCTIONS:
+    if orders is not None:
+        pipeline = _given(orders, stages, microbatches, schedule, chunks, v_shape, tensor_parallel)
+        return Inputs(found, pipeline)
+    if microbatches is None:
+        raise BadInput("--microbatches is missing: give the microbatches of one iteration, or --orders")
+    kind = _schedule(schedule)
+    if kind is Schedule.CUSTOM or v_shape:
+        raise BadInput("--schedule Custom and --v-shape need --orders: give the file of the orders")
+    chunks = chunks or (2 if kind in (Schedule.ZBV, Schedule.INTERLEAVED_1F1B) else 1)
+    ranks = stages or max(1, found.stages // chunks)
+    if 3 * ranks * chunks * microbatches > _MAXIMUM_INSTRUCTIONS:
         raise BadInput(
-            f"--stages {pipeline.stages} with --microbatches {microbatches} is more than {_MAXIMUM_INSTRUCTIONS} "
-            "instructions: lower one of them"
+            f"--stages {ranks} with --chunks {chunks} and --microbatches {microbatches} is more than "
+            f"{_MAXIMUM_INSTRUCTIONS} instructions: lower one of them"
         )
+    try:
+        pipeline = Pipeline(ranks, microbatches, kind, tensor_parallel, chunks)
+        pipeline.orders()
+    except PipelineError as error:
+        raise BadInput(f"--schedule {kind.value}: {error}") from None
     return Inputs(found, pipeline)
 
 
@@ -137,6 +180,35 @@ def progress(text: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _given(
+    path: Path,
+    stages: int | None,
+    microbatches: int | None,
+    schedule: str | None,
+    chunks: int | None,
+    v_shape: bool,
+    tensor_parallel: int,
+) -> Pipeline:
+    """Read orders; what else is said of the shape must be what they are."""
+    if schedule is not None and _schedule(schedule) is not Schedule.CUSTOM:
+        raise BadInput(
+            f"--orders gives the orders, --schedule {schedule[:40]} would make others: leave one of them out"
+        )
+    try:
+        pipeline = pipeline_of(load_orders(read_text(path, MAXIMUM_BYTES), v_shape), v_shape)
+    except (DocumentError, PipelineError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    said = {
+        "--stages": (stages, pipeline.stages),
+        "--microbatches": (microbatches, pipeline.microbatches),
+        "--chunks": (chunks, pipeline.chunks),
+    }
+    for option, (given, there) in said.items():
+        if given is not None and given != there:
+            raise BadInput(f"{path} has orders for {option} {there}, not {given}: leave the option out")
+    return replace(pipeline, tensor_parallel=tensor_parallel)
 
 
 def _schedule(text: str | None) -> Schedule:

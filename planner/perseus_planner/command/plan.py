@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from perseus_planner.command.inputs import BadInput, problem_options, progress, read_inputs
+from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs
 from perseus_planner.errors import PlanningError
 from perseus_planner.objective import (
     Deadline,
@@ -19,7 +19,9 @@ from perseus_planner.objective import (
     PowerBudget,
     Straggler,
 )
+from perseus_planner.pipeline import PipelineError
 from perseus_planner.planning import Planned, plan
+from perseus_planner.switching import SwitchBound
 from perseus_planner.timeline import timeline
 
 _OBJECTIVES: dict[str, Objective] = {"no-slowdown": NoSlowdown(), "min-energy": MinimumEnergy()}
@@ -27,11 +29,10 @@ _OBJECTIVES: dict[str, Objective] = {"no-slowdown": NoSlowdown(), "min-energy": 
 
 @click.command("plan")
 @problem_options
-@click.option("--objective", type=click.Choice(sorted(_OBJECTIVES)), help="no-slowdown is the default.")
-@click.option("--max-slowdown-percent", type=click.FloatRange(0, 1000), help="Allow that much more time.")
-@click.option("--deadline-seconds", type=click.FloatRange(0, 1e6, min_open=True), help="Allow an iteration that long.")
-@click.option("--straggler-seconds", type=click.FloatRange(0, 1e6, min_open=True), help="Everybody waits that long.")
-@click.option("--power-budget-watts", type=click.FloatRange(0, 1e9, min_open=True), help="Average of all GPUs.")
+@objective_options
+@click.option("--switches-per-second", type=click.FloatRange(0, 1e6), help="Clock changes of one GPU, at most.")
+@click.option("--switch-seconds", type=click.FloatRange(0, 10), help="By which a change of clock delays.")
+@click.option("--switch-joules", type=click.FloatRange(0, 1e6), help="That a change of clock costs one GPU.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write there instead of to the screen.")
 def plan_command(
@@ -40,17 +41,23 @@ def plan_command(
     deadline_seconds: float | None,
     straggler_seconds: float | None,
     power_budget_watts: float | None,
+    switches_per_second: float | None,
+    switch_seconds: float | None,
+    switch_joules: float | None,
     form: str,
     output: Path | None,
     **options: Any,
 ) -> None:
     """Plan the clocks of one iteration: the least energy for an objective."""
     chosen = choose(objective, max_slowdown_percent, deadline_seconds, straggler_seconds, power_budget_watts)
+    switches = None
+    if (switches_per_second, switch_seconds, switch_joules) != (None, None, None):
+        switches = SwitchBound(switches_per_second, switch_seconds or 0.0, switch_joules or 0.0)
     inputs = read_inputs(**options)
     try:
         with progress("planning"):
-            found = plan(inputs.profile, inputs.pipeline, chosen)
-    except PlanningError as error:
+            found = plan(inputs.profile, inputs.pipeline, chosen, switches=switches)
+    except (PlanningError, PipelineError) as error:
         raise BadInput(str(error)) from None
     text = json.dumps(plan_document(found), indent=1) if form == "json" else table(found)
     if output is None:
@@ -107,6 +114,14 @@ def plan_document(found: Planned) -> dict[str, Any]:
         "slowdown_percent": found.slowdown_percent,
         "bound_savings_percent": found.bound_savings_percent,
         "gap_points": found.gap_points,
+        "switching": {
+            "bound_per_second": found.switching.bound.per_second,
+            "seconds": found.switching.bound.seconds,
+            "joules": found.switching.bound.joules,
+            "switches": list(found.switching.switches),
+            "most_per_second": found.switching.per_second,
+            "cost_points": found.switch_cost_points,
+        },
         "schedule": found.pipeline.schedule.value,
         "tensor_parallel": found.pipeline.tensor_parallel,
         "stages": [
@@ -140,6 +155,10 @@ def table(found: Planned) -> str:
     lines.append(
         f"saves {found.savings_percent:.2f} % (no plan in {found.limit_seconds:.6f} s can save more than "
         f"{found.bound_savings_percent:.2f} %; gap {found.gap_points:.2f} points)"
+    )
+    lines.append(
+        f"changes the clock of a GPU {found.switching.per_second:.1f} times a second at most"
+        + (f"; the bound on that costs {found.switch_cost_points:.2f} points" if found.free else "")
     )
     lines += ["", timeline(found.steps)]
     return "\n".join(lines)

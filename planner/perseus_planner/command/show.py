@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from perseus_planner.command.inputs import BadInput, problem_options, progress, read_inputs
+from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs
 from perseus_planner.command.plan import choose
 from perseus_planner.errors import PlanningError
+from perseus_planner.pipeline import PipelineError
 from perseus_planner.planning import exact_frontier, frontier, plan
 from perseus_planner.plots import frontier_picture, timeline_picture
 from perseus_planner.timeline import clock_range, curve, timeline
@@ -19,11 +20,7 @@ _PLANS = 64
 
 @click.command("show")
 @problem_options
-@click.option("--objective", type=click.Choice(["min-energy", "no-slowdown"]), help="no-slowdown is the default.")
-@click.option("--max-slowdown-percent", type=click.FloatRange(0, 1000), help="Allow that much more time.")
-@click.option("--deadline-seconds", type=click.FloatRange(0, 1e6, min_open=True), help="Allow an iteration that long.")
-@click.option("--straggler-seconds", type=click.FloatRange(0, 1e6, min_open=True), help="Everybody waits that long.")
-@click.option("--power-budget-watts", type=click.FloatRange(0, 1e9, min_open=True), help="Average of all GPUs.")
+@objective_options
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for PNG and SVG pictures.")
 def show_command(
     objective: str | None,
@@ -60,7 +57,7 @@ def show_command(
             points = [(each.iteration_seconds, ranks * each.iteration_joules) for each in realised]
             files = frontier_picture(output / "frontier", seconds.tolist(), joules.tolist(), points, fastest, mine)
             files += timeline_picture(output / "timeline", found.fastest_steps, found.steps)
-    except PlanningError as error:
+    except (PlanningError, PipelineError) as error:
         raise BadInput(str(error)) from None
     except OSError as error:
         raise BadInput(f"{output} cannot be written: {error.strerror}") from None

@@ -14,7 +14,7 @@ from perseus_planner.command.inputs import BadInput, read_profile, read_text
 from perseus_planner.replay import ReplayError, ReplayStep, replay
 
 _MAXIMUM_PLAN_BYTES = 256 * 1024 * 1024
-_TOLERANCE = 1e-6  # relative: the solver counts whole nanoseconds
+_TOLERANCE = 1e-6  # relative: the solver counts whole picoseconds
 
 
 @click.command("verify")
@@ -30,7 +30,13 @@ def verify_command(plan: Path, profile: Path, blocking_power_watts: float | None
         rows = [
             [_step(plan, rank, place, each) for place, each in enumerate(row)] for rank, row in _rows(plan, document)
         ]
-        result = replay(found, rows)
+        switching = document.get("switching", {})
+        if not isinstance(switching, dict):
+            raise BadInput(f"{plan}: switching must be an object as perseus plan writes it")
+        dead, energy = (_number(plan, switching.get(name, 0.0), f"switching.{name}") for name in ("seconds", "joules"))
+        if not (0 <= dead <= 10 and 0 <= energy <= 1e6):
+            raise BadInput(f"{plan}: a switch takes from 0 to 10 seconds and from 0 to 1000000 joules")
+        result = replay(found, rows, dead, energy)
     except ReplayError as error:
         raise BadInput(f"{plan}: {error}") from None
     ranks = _number(plan, document.get("tensor_parallel", 1), "tensor_parallel")
@@ -41,17 +47,31 @@ def verify_command(plan: Path, profile: Path, blocking_power_watts: float | None
             ranks * result.joules,
         ),
     }
+    bound = switching.get("bound_per_second")
+    per_second = max(result.switches) / result.seconds
+    few = bound is None or per_second <= _number(plan, bound, "switching.bound_per_second") * (1 + 1e-9)
     agrees = all(math.isclose(claimed, seen, rel_tol=_TOLERANCE) for claimed, seen in pairs.values())
     in_time = result.seconds <= _number(plan, document.get("limit_seconds", math.inf), "limit_seconds") * (1 + 1e-9)
     if form == "json":
         click.echo(
-            json.dumps({"agrees": agrees, "keeps_limit": in_time, **{name: seen for name, (_, seen) in pairs.items()}})
+            json.dumps(
+                {
+                    "agrees": agrees,
+                    "keeps_limit": in_time,
+                    "keeps_switch_bound": few,
+                    "switches_per_second": per_second,
+                    **{name: seen for name, (_, seen) in pairs.items()},
+                }
+            )
         )
     else:
         for name, (claimed, seen) in pairs.items():
             click.echo(f"{name:<18} plan {claimed:>16.6f}   replayed {seen:>16.6f}")
-        click.echo(f"figures {'agree' if agrees else 'DO NOT agree'}, limit {'kept' if in_time else 'NOT kept'}")
-    if not (agrees and in_time):
+        click.echo(
+            f"figures {'agree' if agrees else 'DO NOT agree'}, limit {'kept' if in_time else 'NOT kept'}, "
+            f"{per_second:.1f} switches a second{'' if few else ': MORE than the bound'}"
+        )
+    if not (agrees and in_time and few):
         raise SystemExit(1)
 
 

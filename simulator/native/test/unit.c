@@ -160,11 +160,12 @@ static void the_call_log_keeps_the_newest_and_their_order(void) {
 }
 
 static void the_energy_counter_moves_every_100_ms_only(void) {
+    double begin = state_now();
     psim_node *node = make_node(state, (psim_config){0});
     CHECK(nvmlInit_v2() == SUCCESS);
     nvml_device handle = handle_of(0);
-    unsigned long long now, before = 0, moves = 0;
-    for (double begin = state_now(); state_now() - begin < 0.55;) {
+    unsigned long long now, before = 0;
+    for (int moves = 0; moves < 4;) {
         CHECK(nvmlDeviceGetTotalEnergyConsumption(handle, &now) == SUCCESS && now >= before);
         if (now != before) {
             /* 50 W: each refresh adds 5 J, or a multiple when this process was not run in between. */
@@ -173,7 +174,7 @@ static void the_energy_counter_moves_every_100_ms_only(void) {
         }
         before = now;
     }
-    CHECK(moves >= 1 && moves <= 6);
+    CHECK(state_now() - begin >= 0.4);
     CHECK(nvmlShutdown() == SUCCESS);
     psim_close(node);
 }

@@ -1,7 +1,6 @@
 """Megatron-Core's real schedules and its real point-to-point communication, over gloo.
 
-Megatron-Core trains on CUDA only. What is put in its place is torch's idea of the device, and nothing of Megatron-Core:
-``device="cuda"`` is the CPU, `torch.cuda.current_device` too, and `torch.cuda.synchronize` returns.
+Megatron-Core trains on CUDA only; `on_cpu` says what is put in its place.
 
 Run as a process by test_megatron.py: megatron_ranks.py FOLDER; what each rank saw goes to a file there.
 """
@@ -20,10 +19,10 @@ import torch
 import torch.distributed as dist
 from perseus_trainer.adapters import megatron as adapter
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from on_cpu import OnCpu
 from ranks import run_ranks
 from torch_model import BATCH, LENGTH, WIDTH, WORDS, batch
 
@@ -36,16 +35,6 @@ with warnings.catch_warnings():
 
 RANKS, MICROBATCHES, ITERATIONS = 4, 8, 2
 SHAPES = {"no_pipelining": (1, None), "without_interleaving": (RANKS, None), "with_interleaving": (RANKS, 2)}
-
-
-class OnCpu(TorchFunctionMode):
-    """Tensors that are asked for on CUDA are made on the CPU."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = dict(kwargs or {})
-        if named.get("device") == "cuda":
-            named["device"] = "cpu"
-        return function(*args, **named)
 
 
 class Chunk(nn.Module):
@@ -132,8 +121,6 @@ def train(stages: int, chunks: int | None, session: perseus_trainer.Session | No
 def main(rank: int) -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda *_: None
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     session = perseus_trainer.connect(record=True)
     found = {}

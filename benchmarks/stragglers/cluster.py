@@ -1,0 +1,141 @@
+"""Stragglers on the real cluster: how fast every agent has the answer, and what the healthy pipeline saves.
+
+Simulated GPT-3 175B, 8 stages x 2 pipelines, Prometheus scraping every 5 s. All GPUs of one pipeline get slower by a
+ratio, and well again, time after time. Times are from the end of the first iteration that shows the change (when the
+agent's metric first has it) until every rank's agent holds the plan for it, read from the agents' own pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from perseus_api import names
+from perseus_api.frontier import Frontier
+from perseus_planner import plan_for_deadline
+
+from demo.figures import iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
+from testbed.installation import Installation, install
+from testbed.observation import Recorder, Sample
+
+JOB, NAMESPACE, SLOW, HEALTHY, STAGES = "gpt3-175b", "default", 1, 0, 8
+RATIOS = (1.2, 1.05, 1.5, 1.1)
+ENTER, LEAVE = 1.03, 1.02
+MEASURED_ITERATIONS = 4
+QUIET_SECONDS = 8.0
+
+
+def measure_cluster(events: int = 20) -> dict[str, Any]:
+    """Return the latencies of so many stragglers and recoveries, and the gaps to the frontier's look-up."""
+    from demo.scenario import EXAMPLE
+
+    installation = install(lambda text: print(text, flush=True))
+    installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
+    installation.cool_all()
+    with Recorder(lambda: installation.read_sample(NAMESPACE, JOB)) as recorder:
+        installation.kubectl("apply", "-n", NAMESPACE, "-k", str(installation.overlay(EXAMPLE)))
+        # Events follow each other faster than the dwell time allows; it is not what is measured here.
+        patch = json.dumps({"spec": {"straggler": {"dwellSeconds": 2}}})
+        installation.kubectl("patch", "perseusjob", JOB, "-n", NAMESPACE, "--type=merge", "-p", patch)
+        found = _Events(installation, recorder).run(events)
+        installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--timeout=120s")
+    return found
+
+
+class _Events:
+    def __init__(self, installation: Installation, recorder: Recorder) -> None:
+        self._installation = installation
+        self._recorder = recorder
+        self._answers: list[float] = []
+        self._recoveries: list[float] = []
+        self._gaps: dict[str, dict[str, float]] = {}
+
+    def run(self, events: int) -> dict[str, Any]:
+        wait = self._recorder.wait_for
+        sample = wait("every GPU runs the plan", _all(lambda rank: rank.generation_active >= 1), 300)
+        baseline = measure_phase("baseline", self._recorder.samples, 2, 10)
+        gpus = [rank.gpu for (pipeline, _), rank in sample.ranks.items() if pipeline == SLOW]
+        time.sleep(20)
+        planned = self._recorder.samples[-1].pipeline_seconds[SLOW]
+        for number in range(events):
+            ratio = RATIOS[number % len(RATIOS)]
+            self._each(gpus, lambda gpu, ratio=ratio: self._installation.heat(gpu, ratio))  # type: ignore[misc]
+            took = self._reaction(f"straggler {number}", planned, lambda seconds: seconds > ENTER * planned)
+            self._answers.append(took)
+            if number < len(RATIOS):
+                self._measure(ratio, baseline)
+            else:
+                time.sleep(QUIET_SECONDS)
+            self._each(gpus, self._installation.cool)
+            took = self._reaction(f"recovery {number}", 1e9, lambda seconds: seconds < LEAVE * planned)
+            self._recoveries.append(took)
+            time.sleep(QUIET_SECONDS)
+            print(f"event {number}: {ratio}: {self._answers[-1]:.2f} s, back {took:.2f} s", flush=True)
+        return {
+            "events": events,
+            "answer_seconds": self._answers,
+            "recovery_seconds": self._recoveries,
+            "savings": self._gaps,
+            "scrape_seconds": self._installation.scrape_interval_seconds,
+        }
+
+    def _each(self, gpus: list[str], act: Callable[[str], None]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(act, gpus))
+
+    def _reaction(self, what: str, unknown: float, shows: Callable[[float], bool]) -> float:
+        generation = self._recorder.samples[-1].operator_generation
+        shown = self._recorder.wait_for(
+            f"{what} shows", lambda each: shows(each.pipeline_seconds.get(SLOW, unknown)), 60
+        )
+        accepted = self._recorder.wait_for(
+            f"{what} is answered", _all(lambda rank: rank.generation_accepted > generation), 60
+        )
+        return accepted.time_seconds - shown.time_seconds
+
+    def _measure(self, ratio: float, baseline: Any) -> None:
+        """Measure what the healthy pipeline saves against full speed in the same situation."""
+        time.sleep(2 * QUIET_SECONDS)
+        recorder = self._recorder
+        first = max(recorder.samples[-1].pipeline_iteration.values()) + 1
+        end = first + MEASURED_ITERATIONS
+        recorder.wait_for(
+            "enough iterations",
+            lambda each: any(
+                index > end or (index == end and each.time_seconds > begin + 1.2)
+                for index, begin in iteration_begins([each], HEALTHY).items()
+            ),
+            120,
+        )
+        phase = measure_phase(f"straggler {ratio}", recorder.samples, first, end)
+        frontier = self._frontier()
+        watts = frontier.blocking_power_watts
+        full = stretched_baseline_joules(baseline, HEALTHY, phase.iteration_seconds, STAGES, watts)
+        measured = savings_percent(phase.pipeline_joules[HEALTHY], full)
+        fastest = frontier.fastest
+        seconds = ratio * frontier.plans[0].iteration_seconds
+        chosen = plan_for_deadline(frontier, seconds)
+        blocked = watts * STAGES
+        looked_up = savings_percent(
+            chosen.iteration_joules + blocked * (seconds - chosen.iteration_seconds),
+            fastest.iteration_joules + blocked * (seconds - fastest.iteration_seconds),
+        )
+        bound = savings_percent(
+            chosen.bound_joules + blocked * (seconds - chosen.iteration_seconds),
+            fastest.iteration_joules + blocked * (seconds - fastest.iteration_seconds),
+        )
+        self._gaps[str(ratio)] = {"measured": measured, "looked_up": looked_up, "bound": bound}
+        print(f"ratio {ratio}: saved {measured:.2f} %, look-up {looked_up:.2f} %, bound {bound:.2f} %", flush=True)
+
+    def _frontier(self) -> Frontier:
+        name = names.frontier_config_map_name(JOB)
+        text = self._installation.kubectl("get", "configmap", name, "-n", NAMESPACE, "-o", "json")
+        return Frontier.decode(base64.b64decode(json.loads(text)["binaryData"][names.FRONTIER_KEY]))
+
+
+def _all(condition: Callable[[Any], bool]) -> Callable[[Sample], bool]:
+    return lambda sample: len(sample.ranks) == 2 * STAGES and all(condition(rank) for rank in sample.ranks.values())

@@ -1,0 +1,235 @@
+"""Training scripts that do what they should not, with the real trainer library and a real agent.
+
+Training goes on each time, the GPU is unlocked, and the agent says why; what it says becomes a condition by a real
+Prometheus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import perseus_trainer
+import pytest
+from agent_process import AgentProcess, eventually, make_plan, uid
+from perseus_api.conditions import Reason
+from perseus_operator.prometheus import JobReport, Prometheus
+from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress
+from perseus_operator.troubles import told
+from perseus_simulator.node import SimulatedNode
+from perseus_trainer import Rank, Session
+
+ORDER, GPU_FREE = "FFBB", None
+INSTRUCTIONS = {"F": "forward", "B": "backward"}
+
+SECOND_PROCESS = """
+import sys, time
+import perseus_trainer
+from perseus_trainer import Rank
+sys.stdin.readline()
+session = perseus_trainer.connect(Rank("research", "gpt", 0, 0, 0, sys.argv[2]), sys.argv[1])
+trained = 0
+while not session.connected:
+    with session.iteration(), session.instruction("forward"):
+        trained += 1
+    time.sleep(0.01)
+print(trained, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def session(agent: AgentProcess, node: SimulatedNode) -> Iterator[Session]:
+    """Rank 0 with a plan of two microbatches, which it has followed for an iteration."""
+    variant = {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[810] * 4] * 2}
+    agent.plan(make_plan(order=[ORDER, ORDER], variants=[variant]))
+    made = perseus_trainer.connect(Rank("research", "gpt", 0, 0, 0, node.gpus[0].uuid), str(agent.path))
+    eventually(lambda: made.connected, "the session is connected")
+    train(made, ORDER, 1)
+    eventually(lambda: state(agent) == ("following", ""), "the plan is followed")
+    yield made
+    made.close()
+
+
+def train(session: Session, order: str, index: int | None = None) -> None:
+    with session.iteration(index):
+        for letter in order:
+            with session.instruction(INSTRUCTIONS[letter]):
+                pass
+
+
+def state(agent: AgentProcess) -> tuple[str, str]:
+    """The state of rank 0 and its reason, as Prometheus is told."""
+    for line in agent.counters()["metrics"].splitlines():
+        if line.startswith("perseus_rank_state{") and 'stage="0"' in line and line.endswith(" 1.0"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            return labels["state"], labels["reason"]
+    return "", ""
+
+
+def nested(session: Session) -> None:
+    with session.iteration(), session.instruction("forward"), session.instruction("backward"):
+        pass
+
+
+def fails_in_the_middle(session: Session) -> None:
+    with pytest.raises(ValueError, match="bad batch"), session.iteration(), session.instruction("forward"):
+        raise ValueError("a bad batch")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (lambda session: train(session, "FBFB"), "order"),
+        (nested, "order"),
+        (lambda session: train(session, "FB"), "order"),
+        (lambda session: train(session, "FFB"), "unfinished"),
+        (fails_in_the_middle, "unfinished"),
+        (lambda session: train(session, "FFBBFB"), "surplus"),
+    ],
+    ids=["another order", "nested", "fewer microbatches", "cut short", "an exception", "more microbatches"],
+)
+def test_training_goes_on_unlocked_and_the_agent_says_why(
+    script: Callable[[Session], None], reason: str, session: Session, agent: AgentProcess, node: SimulatedNode
+) -> None:
+    eventually(lambda: node.gpus[0].locked_range() is not None, "the plan's clock is set")
+    script(session)
+    eventually(lambda: state(agent) == ("mismatch", reason), f"the agent says {reason}")
+    eventually(lambda: node.gpus[0].locked_range() is GPU_FREE, "the GPU is unlocked")
+    train(session, ORDER)
+    eventually(lambda: state(agent) == ("following", ""), "the plan is followed again")
+    train(session, ORDER)
+    eventually(lambda: node.gpus[0].locked_range() is not None, "and its clocks are set again")
+
+
+def test_a_fork_changes_nothing(session: Session, agent: AgentProcess) -> None:
+    with session.iteration():
+        for letter in ORDER:
+            with session.instruction(INSTRUCTIONS[letter]):
+                if letter == "B":
+                    child = os.fork()
+                    if child == 0:
+                        with session.instruction("forward"):
+                            os._exit(0)
+                    os.waitpid(child, 0)
+    train(session, ORDER)
+    assert state(agent) == ("following", "")
+    assert "perseus_mismatches_total" in agent.counters()["metrics"]
+    mismatches = [line for line in agent.counters()["metrics"].splitlines() if line.startswith("perseus_mismatches")]
+    assert all(line.endswith(" 0.0") for line in mismatches if not line.startswith("perseus_mismatches_created"))
+
+
+def test_two_processes_that_say_to_be_one_rank_do_not_take_the_gpu_from_each_other(
+    session: Session, agent: AgentProcess, node: SimulatedNode
+) -> None:
+    second = subprocess.Popen(
+        [sys.executable, "-c", SECOND_PROCESS, str(agent.path), node.gpus[0].uuid],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert second.stdin is not None
+        assert second.stdout is not None
+        agent.is_in_pod(second.pid, uid(0))
+        second.stdin.write("go\n")
+        second.stdin.flush()
+        refused = 'perseus_pod_refused{job="gpt",namespace="research",pod="gpt-0",reason="second_process"} 1.0'
+        eventually(lambda: _has(agent, refused), "the second process is refused, and its pod named")
+        assert session.connected
+        train(session, ORDER)
+        assert state(agent) == ("following", "")
+        session.close()
+        assert int(second.stdout.readline()) > 0, "it has trained meanwhile, and is served when the first has gone"
+    finally:
+        second.kill()
+        second.communicate()
+
+
+def _has(agent: AgentProcess, sample: str) -> bool:
+    labels = set(re.findall(r'\w+="[^"]*"', sample))
+    return any(
+        line.startswith("perseus_pod_refused{") and labels <= set(re.findall(r'\w+="[^"]*"', line))
+        for line in agent.counters()["metrics"].splitlines()
+    )
+
+
+@pytest.fixture
+def prometheus(agent: AgentProcess, tmp_path: Path) -> Iterator[str]:
+    """A real Prometheus that scrapes the agent every second; its address."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("Prometheus is missing (on Debian: apt-get install prometheus); make test installs it")
+    mutex = threading.Lock()
+
+    class Pages(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with mutex:
+                page = agent.counters()["metrics"].encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            """Be silent."""
+
+    pages = http.server.HTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    targets = [{"targets": [f"127.0.0.1:{pages.server_address[1]}"]}]
+    scrape = {"job_name": "agents", "honor_labels": True, "static_configs": targets}
+    (tmp_path / "prometheus.json").write_text(
+        json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]})
+    )
+    process = subprocess.Popen(
+        [
+            program,
+            f"--config.file={tmp_path}/prometheus.json",
+            f"--storage.tsdb.path={tmp_path}/tsdb",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=error",
+        ]
+    )
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+    pages.shutdown()
+    pages.server_close()
+
+
+async def report_with_troubles(address: str) -> JobReport:
+    """What the operator learns of the job, once there is something wrong with it."""
+    async with aiohttp.ClientSession() as http_session:
+        asking = Prometheus(Connection(PrometheusAddress(address), http_session))
+        for _ in range(150):
+            try:
+                report = (await asking.reports()).get(("research", "gpt"))
+            except NoAnswer:
+                report = None
+            if report is not None and report.troubles:
+                return report
+            await asyncio.sleep(0.2)
+    pytest.fail("the operator never heard of the trouble")
+
+
+def test_what_the_agent_says_is_the_reason_of_a_condition(session: Session, prometheus: str) -> None:
+    train(session, "FFBBFB")
+    report = asyncio.run(report_with_troubles(prometheus))
+    reason, words = told(report.troubles)
+    assert reason is Reason.PLAN_NOT_FOLLOWED
+    assert words.startswith(
+        "pipeline 0 stage 0 (pod gpt-0) runs more instructions in an iteration than the plan: its GPU is unlocked"
+    )

@@ -21,7 +21,7 @@ from perseus_operator.client import POD, Api
 
 Document = dict[str, Any]
 AGENT_SELECTOR = f"{names.LABEL_COMPONENT}=agent,app.kubernetes.io/part-of=perseus-operator"
-TIMEOUT_SECONDS = 3.0
+TIMEOUT_SECONDS = 10.0
 MAXIMUM_PIPELINES = 8  # whose ranks are asked: more replicas of a stage tell nothing new
 MAXIMUM_NODES = 2_048
 DEFAULT_PORT = 9410

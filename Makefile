@@ -21,8 +21,8 @@ native: ## Compile the simulated NVML library
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
-demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved
-	@$(PYTHON_BIN) -m demo
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: none measured)
+	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
 .PHONY: example
 example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster
@@ -62,6 +62,10 @@ bench: venv ## Benchmarks, beside the public solver; figures go to build/bench
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(PYTHON_BIN) -m benchmarks
+
+.PHONY: bench-profiling
+bench-profiling: venv native ## Measured profiles against the simulated device's truth, in real time: about ten minutes
+	@$(PYTHON_BIN) -m benchmarks.profiling
 
 .PHONY: bench-kills
 bench-kills: venv native ## A thousand deaths at random moments: locks left, bystanders touched

@@ -76,6 +76,19 @@ def measure_phase(name: str, samples: list[Sample], first_iteration: int, end_it
     )
 
 
+def lost_iterations(first: Sample, last: Sample) -> int:
+    """Return how many iterations the training began between two samples that no rank's agent counted as finished.
+
+    A rank's counter moves when the next iteration begins, so that one under way at either end is no loss.
+    """
+    lost = 0
+    for rank in first.ranks.keys() & last.ranks.keys():
+        begun = last.pipeline_iteration[rank[0]] - first.pipeline_iteration[rank[0]]
+        finished = last.ranks[rank].iterations - first.ranks[rank].iterations
+        lost = max(lost, round(begun - finished) - 1)
+    return max(0, lost)
+
+
 def savings_percent(joules: float, baseline_joules: float) -> float:
     """Return 100 x (1 - energy / baseline)."""
     return 100.0 * (1.0 - joules / baseline_joules)

@@ -38,14 +38,34 @@ class StragglerFigures:
 
 
 @dataclass(frozen=True)
+class ProfilingFigures:
+    """What measuring the profile in the job has cost.
+
+    Attributes:
+        clocks: that were measured.
+        iterations: of the sweep.
+        seconds: from the baseline's end to the profile.
+        slowdown_percent: how much longer the sweep's iterations were than unlocked ones, on average.
+        iterations_lost: begun by the training and not finished, by the agents' counters.
+    """
+
+    clocks: int
+    iterations: int
+    seconds: float
+    slowdown_percent: float
+    iterations_lost: int
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that the demonstration measured."""
+    """Everything that the demonstration measured; `profiling` is None where a profile was given."""
 
     kubernetes: str
     gpus: int
     time_scale: float
     scrape_interval_seconds: float
     phases: tuple[Phase, ...]
+    profiling: ProfilingFigures | None
     bound_savings_percent: float
     predicted_savings_percent: float
     straggler: StragglerFigures
@@ -84,6 +104,13 @@ class Report:
                 f"{phase.name:<12}{phase.iterations:>10}{phase.iteration_seconds:>13.3f}"
                 f"{phase.iteration_joules:>13.0f}{energy:>+8.1f}%{time:>+8.2f}%"
             )
+        if self.profiling is not None:
+            lines += [
+                "",
+                f"profile: {self.profiling.clocks} clocks measured in {self.profiling.iterations} iterations "
+                f"({self.profiling.seconds:.0f} s), {self.profiling.slowdown_percent:+.1f} % time on average; "
+                f"iterations lost: {self.profiling.iterations_lost}",
+            ]
         lines += [
             "",
             f"planned: {self.savings_percent:.2f} % saved at {self.slowdown_percent:+.2f} % time "

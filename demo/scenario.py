@@ -16,13 +16,21 @@ from pathlib import Path
 from perseus_api import names
 from perseus_api.frontier import Frontier
 
-from demo.figures import Phase, iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
+from demo.figures import (
+    Phase,
+    iteration_begins,
+    lost_iterations,
+    measure_phase,
+    savings_percent,
+    stretched_baseline_joules,
+)
 from demo.narration import Narrator
-from demo.report import Report, StragglerFigures
+from demo.report import ProfilingFigures, Report, StragglerFigures
 from testbed.installation import Installation
 from testbed.observation import Recorder, Sample
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "gpt3-175b"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+MEASURED_EXAMPLE, GIVEN_EXAMPLE = EXAMPLES / "gpt3-175b", EXAMPLES / "gpt3-175b-given-profile"
 JOB = "gpt3-175b"
 STAGES, PIPELINES = 8, 2
 HEALTHY_PIPELINE, HOT_PIPELINE, HOT_STAGE, HOT_SLOWDOWN = 0, 1, 7, 1.2
@@ -30,7 +38,16 @@ PLANNED_ITERATIONS, STRAGGLER_ITERATIONS, RECOVERED_ITERATIONS = 10, 6, 5
 SLOW_RATIO = 1.03  # a pipeline time above this multiple of the planned one is the straggler's (the job's enterPercent)
 COOL_RATIO = 1.02  # and back below this one it has recovered (leavePercent)
 START_TIMEOUT_SECONDS = 180.0
-_HOPELESS = ("ProfileInvalid", "ProfileTooSmall", "OptimisationFailed", "TemplateRefused", "TrainingFailed")
+SWEEP_TIMEOUT_SECONDS = 900.0
+PLAN_TIMEOUT_SECONDS = 60.0
+_HOPELESS = (
+    "ProfileInvalid",
+    "ProfilingFailed",
+    "ProfileTooSmall",
+    "OptimisationFailed",
+    "TemplateRefused",
+    "TrainingFailed",
+)
 REACTION_TIMEOUT_SECONDS = 60.0
 
 
@@ -43,16 +60,26 @@ class Run:
     events: list[tuple[float, str]]
 
 
-def run_scenario(installation: Installation, narrator: Narrator, namespace: str = "default") -> Run:
+def run_scenario(
+    installation: Installation, narrator: Narrator, namespace: str = "default", given_profile: bool = False
+) -> Run:
     """Play the whole story on a cluster that has the operator and 16 simulated GPUs.
+
+    Args:
+        installation: of the product.
+        narrator: tells the story.
+        namespace: of the job.
+        given_profile: whether the job comes with a profile; else it is measured while it trains.
 
     Raises:
         TimeoutError: something that should happen did not; the text says what.
     """
     with Recorder(lambda: installation.read_sample(namespace, JOB)) as recorder:
-        story = _Story(installation, narrator, namespace, recorder)
+        example = GIVEN_EXAMPLE if given_profile else MEASURED_EXAMPLE
+        story = _Story(installation, narrator, namespace, recorder, example)
         story.apply()
         baseline = story.run_unlocked()
+        profiling = None if given_profile else story.watch_the_sweep()
         planned = story.run_planned(baseline)
         straggler, reaction = story.heat_a_gpu(baseline, planned)
         recovered, recovery = story.cool_the_gpu(planned, reaction)
@@ -66,6 +93,7 @@ def run_scenario(installation: Installation, narrator: Narrator, namespace: str 
         time_scale=1.0,
         scrape_interval_seconds=installation.scrape_interval_seconds,
         phases=(baseline, planned, straggler, recovered),
+        profiling=profiling,
         bound_savings_percent=savings_percent(fast_plan.bound_joules, frontier.fastest.iteration_joules),
         predicted_savings_percent=savings_percent(fast_plan.iteration_joules, frontier.fastest.iteration_joules),
         straggler=StragglerFigures(
@@ -109,25 +137,66 @@ class _Story:
     narrator: Narrator
     namespace: str
     recorder: Recorder
+    example: Path
     events: list[tuple[float, str]] = field(default_factory=list)
 
     def apply(self) -> None:
         self.narrator.heading("kubectl apply a PerseusJob: GPT-3 175B, 8 stages x 2 pipelines x 12 microbatches, 1F1B")
         self._forget_earlier_run()
-        self.installation.kubectl("apply", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)))
+        self.installation.kubectl("apply", "-n", self.namespace, "-k", str(self.installation.overlay(self.example)))
         seen: dict[str, str] = {}
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             self._tell_conditions(seen)
             if any(each.get("reason") in _HOPELESS for each in self._conditions()):
                 break
-            if seen.get("FrontierReady") == "True" and self.recorder.samples and self.recorder.samples[-1].ranks:
+            ready = self.example == MEASURED_EXAMPLE or seen.get("FrontierReady") == "True"
+            if ready and self.recorder.samples and self.recorder.samples[-1].ranks:
                 return
             time.sleep(0.5)
-        told = "; ".join(
-            f"{each['type']}: {each['message']}" for each in self._conditions() if each["status"] == "False"
+        raise TimeoutError(f"the job is not training: {self._complaints()}")
+
+    def watch_the_sweep(self) -> ProfilingFigures:
+        """Wait until the profile is measured and optimised; training goes on meanwhile."""
+        self.narrator.heading("Profile: measured while the job trains, a few iterations at each clock")
+        begin, first = time.time(), self.recorder.samples[-1]
+        seen, told = {"PlanApplied": ""}, ""
+        while time.time() < begin + SWEEP_TIMEOUT_SECONDS:
+            profile = next((each for each in self._conditions() if each["type"] == "ProfileValid"), None)
+            if profile is not None and profile["message"] != told:
+                told = profile["message"]
+                self.narrator.say(told)
+            if profile is not None and profile["status"] == "True":
+                break
+            if any(each.get("reason") in _HOPELESS for each in self._conditions()):
+                raise TimeoutError(f"the profile was not measured: {self._complaints()}")
+            time.sleep(1.0)
+        else:
+            raise TimeoutError(f"the profile was not measured: {self._complaints()}")
+        seconds, last = time.time() - begin, self.recorder.samples[-1]
+        self._happened(last, "profile measured")
+        status = self._job()["status"]["profile"]
+        figures = ProfilingFigures(
+            clocks=int(status["clocks"]),
+            iterations=int(status["sweepIterations"]),
+            seconds=seconds,
+            slowdown_percent=int(status["sweepSlowdownPermille"]) / 10,
+            iterations_lost=lost_iterations(first, last),
         )
-        raise TimeoutError(f"the job is not optimised and training: {told}")
+        self.narrator.say(
+            f"{figures.clocks} clocks in {figures.iterations} iterations ({seconds:.0f} s), which were "
+            f"{figures.slowdown_percent:.1f} % longer than unlocked; iterations lost: {figures.iterations_lost}"
+        )
+        while seen.get("FrontierReady") != "True" or "plan" not in self._job()["status"]:
+            self._tell_conditions(seen)
+            if time.time() > begin + SWEEP_TIMEOUT_SECONDS:
+                raise TimeoutError(f"the job is not optimised: {self._complaints()}")
+            time.sleep(0.5)
+        return figures
+
+    def _complaints(self) -> str:
+        false = [each for each in self._conditions() if each["status"] == "False"]
+        return "; ".join(f"{each['type']}: {each['message']}" for each in false)
 
     def _forget_earlier_run(self) -> None:
         """Take away what a demonstration that was killed has left: its job, and a hot GPU."""
@@ -139,14 +208,17 @@ class _Story:
 
     def run_unlocked(self) -> Phase:
         self.narrator.heading("Baseline: the first iterations run unlocked and are measured")
-        first = int(self._job()["status"]["plan"]["firstIteration"])
+        first = int(self._job()["spec"]["accounting"]["baselineIterations"]) + 1
         self._wait_for_iteration(first, START_TIMEOUT_SECONDS)
         return self._told(measure_phase("baseline", self.recorder.samples, 1, first))
 
     def run_planned(self, baseline: Phase) -> Phase:
         self.narrator.heading("Planned: every instruction at the clock of the plan, no slowdown")
+        generation = int(self._job()["status"]["plan"]["generation"])
         sample = self.recorder.wait_for(
-            "every GPU runs the plan", lambda each: _all_ranks(each, lambda rank: rank.generation_active >= 1), 30
+            "every GPU runs the plan",
+            lambda each: _all_ranks(each, lambda rank: rank.generation_active >= generation),
+            PLAN_TIMEOUT_SECONDS,
         )
         self._happened(sample, "plan")
         first = max(sample.pipeline_iteration.values()) + 1
@@ -188,7 +260,7 @@ class _Story:
         self.narrator.heading("kubectl delete the PerseusJob")
         self.installation.kubectl("delete", "perseusjob", JOB, "-n", self.namespace, "--timeout=60s")
         self.installation.kubectl(
-            "delete", "-n", self.namespace, "-k", str(self.installation.overlay(EXAMPLE)), "--ignore-not-found"
+            "delete", "-n", self.namespace, "-k", str(self.installation.overlay(self.example)), "--ignore-not-found"
         )
         objects = self._wait_until_nothing_is_left()
         locks = len(self.installation.locked_gpus())

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     PROFILE_LOADED = "ProfileLoaded"
     PROFILE_MISSING = "ProfileMissing"
     PROFILE_INVALID = "ProfileInvalid"
+    PROFILING = "Profiling"  # it is being measured
+    PROFILING_FAILED = "ProfilingFailed"
     PROFILE_TOO_SMALL = "ProfileTooSmall"  # fewer stages than the job has
     # FrontierReady
     OPTIMISED = "Optimised"
@@ -49,6 +51,7 @@ class Reason(StrEnum):
     TRAINING_FAILED = "TrainingFailed"
     # PlanApplied
     ALL_AGENTS = "AllAgents"
+    DRY_RUN = "DryRun"  # predicted, and no clock is locked
     MEASURING_BASELINE = "MeasuringBaseline"
     WAITING_FOR_AGENTS = "WaitingForAgents"
     PLAN_REFUSED = "PlanRefused"

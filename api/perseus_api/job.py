@@ -68,10 +68,42 @@ class ProfileReference(_Part):
     name: Annotated[str, Field(min_length=1, max_length=253)]
 
 
-class Profiling(_Part):
-    """Where the times and energies of the instructions come from."""
+class RunMode(StrEnum):
+    """What happens with plans."""
 
-    profile_ref: ProfileReference
+    TRAIN = "Train"
+    DRY_RUN = "DryRun"
+
+
+class ProfilingMode(StrEnum):
+    """Where a profile is measured that is not given."""
+
+    IN_JOB = "InJob"
+    PODS = "Pods"
+
+
+class SweepType(StrEnum):
+    """Which clocks are measured."""
+
+    ADAPTIVE = "Adaptive"
+    FULL = "Full"
+
+
+class CacheUse(StrEnum):
+    """Whether measured profiles are kept and found again."""
+
+    USE = "Use"
+    IGNORE = "Ignore"
+
+
+class Profiling(_Part):
+    """Where the times and energies of the instructions come from: the reference, else the cache, else measured."""
+
+    profile_ref: ProfileReference | None = None
+    mode: ProfilingMode = ProfilingMode.IN_JOB
+    sweep: SweepType = SweepType.ADAPTIVE
+    max_slowdown_percent: Annotated[int, Field(ge=1, le=100)] = 10
+    cache: CacheUse = CacheUse.USE
 
 
 class StragglerPolicy(_Part):
@@ -126,10 +158,11 @@ class PerseusJobSpec(_Part):
     """The whole spec: either `template`, a PodTemplateSpec as a plain dictionary, or `workload_ref`."""
 
     suspend: bool = False
+    mode: RunMode = RunMode.TRAIN
     parallelism: Parallelism
     schedule: JobSchedule = JobSchedule.ONE_FORWARD_ONE_BACKWARD
     objective: Objective = Objective()
-    profiling: Profiling
+    profiling: Profiling = Profiling()
     straggler: StragglerPolicy = StragglerPolicy()
     accounting: Accounting = Accounting()
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None

@@ -22,6 +22,11 @@ LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_JOB_NAMESPACE: Final = f"{GROUP}/job-namespace"
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
 LABEL_DOCUMENT: Final = f"{GROUP}/document"  # value: one of the DOCUMENT_* kinds
+# On a PerseusJob: which model it trains. On cached profiles: what they were measured on.
+LABEL_MODEL: Final = f"{GROUP}/model"
+LABEL_GPU_MODEL: Final = f"{GROUP}/gpu-model"
+LABEL_DRIVER: Final = f"{GROUP}/driver"
+LABEL_FINGERPRINT: Final = f"{GROUP}/fingerprint"
 # On a node, before it slows down: a decimal ratio such as "1.2".
 ANNOTATION_EXPECTED_SLOWDOWN: Final = f"{GROUP}/expected-slowdown"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
@@ -48,6 +53,9 @@ FRONTIER_KEY: Final = "frontier.json.gz"  # binaryData
 PLAN_KEY: Final = "plan.json.gz"  # binaryData
 REPORT_KEY: Final = "report.json"
 LEDGER_KEY: Final = "ledger.json.gz"  # binaryData
+
+# The agent's page of measurements, on its metrics port, asked with ?namespace=NAMESPACE&job=NAME.
+MEASUREMENTS_PATH: Final = "/measurements"
 
 # Paths and environment of training pods.
 SOCKET_FOLDER: Final = "/run/perseus"
@@ -81,6 +89,11 @@ def plan_config_map_name(namespace: str, name: str) -> str:
     """
     digest = hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:12]
     return f"plan-{name[:40].rstrip('-.')}-{digest}"
+
+
+def profile_config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap of a job's own measured profile, beside the job."""
+    return f"{name}-profile"
 
 
 def frontier_config_map_name(name: str) -> str:

@@ -7,6 +7,7 @@ of a pipeline change together wherever they run.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,6 +68,51 @@ class Baseline(_Document):
         return self.stage_blocking_power_watts[stage] if self.stage_blocking_power_watts else self.blocking_power_watts
 
 
+class Window(_Document):
+    """A stretch of iterations of a sweep.
+
+    Attributes:
+        first_iteration: training iteration with which it begins.
+        iterations: how many it lasts.
+        variant: what all pipelines run in it, as an index.
+    """
+
+    first_iteration: Annotated[int, Field(ge=0, le=2**53)]
+    iterations: Annotated[int, Field(ge=1, le=10_000)]
+    variant: Annotated[int, Field(ge=0)]
+
+    @property
+    def end(self) -> int:
+        """The first iteration after it."""
+        return self.first_iteration + self.iterations
+
+
+class Sweep(_Document):
+    """What makes a plan a sweep: clocks by iteration, so that agents measure them while the job trains.
+
+    Attributes:
+        measurement: names the measurement; rows of another one are forgotten.
+        windows: in order, without overlap; outside of them the GPUs are unlocked.
+    """
+
+    measurement: Annotated[str, Field(min_length=1, max_length=64)]
+    windows: Annotated[tuple[Window, ...], Field(min_length=1, max_length=1024)]
+
+    @property
+    def end(self) -> int:
+        """The first iteration after the last window."""
+        return self.windows[-1].end
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Sweep:
+        for earlier, later in pairwise(self.windows):
+            if later.first_iteration < earlier.end:
+                raise ValueError(
+                    f"a window begins at iteration {later.first_iteration}, before the one before has ended"
+                )
+        return self
+
+
 class Plan(_Document):
     """A job's plan.
 
@@ -79,6 +125,7 @@ class Plan(_Document):
         pipelines: for each data-parallel pipeline, the index of its variant.
         tensor_parallel: GPUs of a stage; all of them run the same clocks.
         baseline: reference of savings.
+        sweep: clocks by iteration to be measured, in place of `pipelines`; None in every other plan.
         stage_seconds: by stage, what instructions take by the profile, at the plan's clocks and at the highest one
             (`perseus_api.durations`); empty where it is not known.
     """
@@ -92,6 +139,7 @@ class Plan(_Document):
     pipelines: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     baseline: Baseline
+    sweep: Sweep | None = None
     stage_seconds: Annotated[tuple[StageSeconds, ...], Field(max_length=256)] = ()
 
     @model_validator(mode="after")
@@ -100,6 +148,10 @@ class Plan(_Document):
             check_clocks(self.order, variant.clocks)
         if max(self.pipelines) >= len(self.variants):
             raise ValueError(f"pipelines names variant {max(self.pipelines)}; there are {len(self.variants)}")
+        if self.sweep is not None:
+            highest = max(window.variant for window in self.sweep.windows)
+            if highest >= len(self.variants):
+                raise ValueError(f"sweep names variant {highest}; there are {len(self.variants)}")
         if len(self.baseline.stage_joules) != len(self.order):
             raise ValueError(f"baseline.stageJoules must have one entry for each of {len(self.order)} stages")
         if len(self.baseline.stage_blocking_power_watts) not in (0, len(self.order)):
@@ -124,7 +176,11 @@ class Plan(_Document):
 
     def encode(self) -> bytes:
         """Return the bytes for the plan ConfigMap's binaryData."""
-        return encode(self.model_dump(mode="json", by_alias=True))
+        document = self.model_dump(mode="json", by_alias=True)
+        if self.sweep is None:
+            # An agent of an older version knows no sweeps, and reads every other plan.
+            del document["sweep"]
+        return encode(document)
 
     @classmethod
     def decode(cls, data: bytes) -> Plan:

@@ -45,16 +45,31 @@ class StageGpu(BaseModel):
     blocking_power_watts: Watts
 
 
+class BlockingPower(BaseModel):
+    """Power of a GPU model while it is blocked on communication, measured at one clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    gpu_model: Text = ""
+    frequency_megahertz: Annotated[int, Field(ge=1, le=100_000)]
+    watts: Watts
+    watts_stderr: Watts = 0.0
+
+
 class ProfileHeader(BaseModel):
     """What a profile was measured on.
 
     Attributes:
         gpu_model: as NVML names it, such as ``NVIDIA A100-SXM4-80GB``.
+        driver: version of its driver.
         blocking_power_watts: power of one GPU while it is blocked on communication, where `stage_gpus` is empty.
         stage_gpus: where a pipeline mixes GPU models: the GPU of each pipeline rank, from 0. By rank and not by virtual
             stage, since a rank's chunks share its GPU. Empty: all ranks have `gpu_model`.
+        blocking_power_at_clocks: the same by clock, where it was measured.
         stages: number of pipeline stages of the measured model.
         tensor_parallel: GPUs of one stage; energies are of one GPU.
+        pipelines: data-parallel pipelines that trained.
+        microbatches: of one iteration of one pipeline.
         schedule: name of the schedule that ran, if one did.
         model: label of the model, such as ``gpt3-175b``.
         image: image (with digest) of the training software.
@@ -66,10 +81,14 @@ class ProfileHeader(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     gpu_model: Text = ""
+    driver: Text = ""
     blocking_power_watts: Watts
+    blocking_power_at_clocks: Annotated[tuple[BlockingPower, ...], Field(max_length=4096)] = ()
     stage_gpus: Annotated[tuple[StageGpu, ...], Field(max_length=MAXIMUM_STAGES)] = ()
     stages: Annotated[int, Field(ge=1, le=MAXIMUM_STAGES)] | None = None
     tensor_parallel: Degree = 1
+    pipelines: Degree | None = None
+    microbatches: Degree | None = None
     schedule: Text = ""
     model: Text = ""
     image: Text = ""

@@ -13,6 +13,7 @@ from perseus_api.messages import Boundary, BoundaryKind
 from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
 from perseus_daemonset.instructions import InstructionBooks
+from perseus_daemonset.measuring.measurer import Measurer
 
 MEASURED, PREDICTED = "measured", "predicted"
 _NANOSECONDS = 1_000_000_000
@@ -31,6 +32,7 @@ class RankAccount:
         iteration_seconds: duration of the last whole iteration.
         pipeline_seconds: first forward's begin to last backward's end of the last iteration; None before the first.
         begin_wall_seconds: wall-clock time at which the current iteration began.
+        measurer: measures instructions while a sweep runs; None before the first.
         instructions: how long they take.
     """
 
@@ -45,6 +47,7 @@ class RankAccount:
         self.iteration_seconds: float | None = None
         self.pipeline_seconds: float | None = None
         self.begin_wall_seconds: float | None = None
+        self.measurer: Measurer | None = None
         self.instructions = InstructionBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
@@ -150,6 +153,8 @@ class RankAccount:
             self.pipeline_seconds = (self._last_backward - self._first_forward) / _NANOSECONDS
 
     def _count(self, joules: float, seconds: float, plan: RankPlan | None) -> None:
+        if self._was_locked and plan is not None and plan.measurement and not self._unlocked_iterations:
+            return  # A sweep comes before the profile: nothing is known that it could be compared with.
         self.energy_joules += joules
         self.iterations += 1
         self.seconds += seconds

@@ -62,7 +62,7 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         def ready() -> str:
             return agent.healthy() or ("" if cluster.ready else "pods and plans are not listed yet")
 
-        pages = serve_pages(settings.port, METRICS, agent.healthy, ready, agent.report)
+        pages = serve_pages(settings.port, METRICS, agent.healthy, ready, agent.report, agent.measurements)
         # A trainer that connects before the pods are known would be refused for nothing.
         while not cluster.ready and not stopped.is_set():
             stopped.wait(_READY_WAIT_SECONDS)

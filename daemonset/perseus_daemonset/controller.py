@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from perseus_daemonset.hardware import Gpu, HardwareError
 from perseus_daemonset.journal import Journal
@@ -38,6 +39,7 @@ class ClockController:
         problem: why the clock is not set though it is wished: an error's code, ``interference``, or nothing.
         request: number of the newest call that set or reset the clock.
         since: monotonic time of that call.
+        on_call: told when each call began (nanoseconds), and which clock it asked for.
     """
 
     def __init__(self, gpu: Gpu, journal: Journal, changes_per_second: float) -> None:
@@ -50,6 +52,7 @@ class ClockController:
         self.problem = ""
         self.request = 0
         self.since = 0.0
+        self.on_call: Callable[[int, int | None], None] = lambda *_: None
         self._journal = journal
         self._rate = changes_per_second
         self._tokens = changes_per_second
@@ -121,7 +124,10 @@ class ClockController:
             try:
                 with self._slot:
                     wish, self._pending = self._wish, False
-                called = self._set(wish) or called
+                begin = time.monotonic_ns()
+                if self._set(wish):
+                    called = True
+                    self.on_call(begin, self._requested)
             finally:
                 self._hand.release()
         return called

@@ -8,12 +8,22 @@ iteration has matched the plan again.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from perseus_api.durations import work
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 from perseus_api.plan import Plan
+
+
+@dataclass(frozen=True)
+class RankWindow:
+    """One rank's part of a sweep's window: the clocks of iterations from `first` to before `end`."""
+
+    first: int
+    end: int
+    clocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class RankPlan:
         order: instructions by letter.
         clocks: of each, in MHz; 0 where it has none.
         seconds: what they take by the profile (`perseus_api.durations`).
+        windows: of a sweep, in place of `clocks`; outside of them the GPU is unlocked.
+        measurement: names the sweep; empty in every other plan.
         upcoming: by position, and after the last one, the clock that should hold when the instruction before has ended;
             0 if there is none.
     """
@@ -35,6 +47,8 @@ class RankPlan:
     blocking_watts: float
     predicted_seconds: float
     predicted_joules: float
+    windows: tuple[RankWindow, ...] = ()
+    measurement: str = ""
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     upcoming: tuple[int, ...] = field(init=False)
 
@@ -63,7 +77,29 @@ class RankPlan:
             predicted_seconds=plan.baseline.iteration_seconds,
             predicted_joules=plan.baseline.stage_joules[stage],
             seconds=plan.seconds_of(stage),
+            windows=tuple(
+                RankWindow(window.first_iteration, window.end, plan.variants[window.variant].clocks[stage])
+                for window in (plan.sweep.windows if plan.sweep else ())
+            ),
+            measurement=plan.sweep.measurement if plan.sweep else "",
         )
+
+    def clocks_in(self, iteration: int) -> tuple[int, ...]:
+        """Return the clocks of an iteration, one for each instruction of the order; empty: unlocked."""
+        if not self.measurement:
+            return self.clocks
+        place = bisect_right(self.windows, iteration, key=lambda window: window.first) - 1
+        return self.windows[place].clocks if place >= 0 and iteration < self.windows[place].end else ()
+
+    def clock_after(self, iteration: int, position: int) -> int | None:
+        """Return the clock that should hold when the instruction before a position has ended; None: unlocked."""
+        if not self.measurement:
+            return self.upcoming[position] or None
+        for clocks in (self.clocks_in(iteration)[position:], self.clocks_in(iteration + 1)):
+            for clock in clocks:
+                if clock:
+                    return clock
+        return None
 
     def expected_seconds(self, boundary: Boundary, megahertz: int | None) -> float | None:
         """Return what an instruction takes by the profile at a clock, None if that is not known.
@@ -119,6 +155,13 @@ class Follower:
     def reference(self) -> RankPlan | None:
         """The plan whose predictions and blocking power hold: the active one, else the newest."""
         return self._active or self._newest
+
+    @property
+    def clocks(self) -> tuple[int, ...]:
+        """The clocks that this iteration runs; empty while it is unlocked."""
+        return (
+            self._active.clocks_in(self._last_begun) if self._active and not self._astray and not self._on_trial else ()
+        )
 
     @property
     def finished_order(self) -> bool:
@@ -213,7 +256,7 @@ class Follower:
         plan = self._active
         if plan is None or self._astray or self._on_trial:
             return None
-        return plan.upcoming[self._position] or None
+        return plan.clock_after(self._last_begun, self._position)
 
 
 def _name(letter: str) -> str:

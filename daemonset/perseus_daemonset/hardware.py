@@ -56,6 +56,12 @@ class Gpu(Protocol):
     def sharing(self) -> str:
         """Return how the GPU is shared (``mig``, ``vgpu`` or ``mps``), empty if it is whole."""
 
+    def model(self) -> str:
+        """Return the model's name."""
+
+    def supported_clocks(self) -> tuple[int, ...]:
+        """Return the SM clocks that can be locked in MHz, falling."""
+
 
 class Gpus(Protocol):
     """All GPUs of the node."""

@@ -25,6 +25,7 @@ from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
 from perseus_daemonset.latency import CALL_SECONDS
+from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
@@ -83,6 +84,16 @@ class Lease:
         self.controller.grant(self)
         self.caretaker.tenant = self
 
+    @property
+    def measurer(self) -> Measurer | None:
+        """The rank's measurement, once a sweep has asked for one; it outlives the connection and the sweep."""
+        return self.account.measurer
+
+    @property
+    def measured(self) -> bool:
+        """Whether a sweep measures this rank now."""
+        return self.is_open and self.measurer is not None and self.measurer.wanted
+
     def offer(self, plan: Plan | None) -> None:
         """Take the job's newest plan, or its withdrawal: the clock is given back at once."""
         part = None
@@ -94,6 +105,7 @@ class Lease:
                     "plan %d has no pipeline %d stage %d", plan.generation, self.key.pipeline, self.key.stage
                 )
         with self._mutex:
+            self._measure(part)
             self.controller.wish(self, self.follower.offer(part))
         self.caretaker.nudge()
 
@@ -127,6 +139,8 @@ class Lease:
             if self.caretaker.tenant is self:
                 self.caretaker.tenant = None
             self.account.interrupted(self.follower.reference)
+            if self.measurer is not None:
+                self.measurer.interrupted()
             self.upkeep()
             self._connection.close()
 
@@ -159,12 +173,30 @@ class Lease:
             self._keep_books(taken, before)
             self.rate.spend(len(taken))
 
+    def _measure(self, part: RankPlan | None) -> None:
+        """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""
+        measurement = part.measurement if part is not None else ""
+        if not measurement:
+            if self.measurer is not None:
+                self.measurer.wanted = False
+            return
+        measurer = self.measurer
+        if measurer is None or measurer.measurement != measurement:
+            measurer = self.account.measurer = Measurer(measurement)
+        elif measurer.wanted and self.controller.on_call == measurer.request:
+            return
+        measurer.wanted = True
+        measurer.request(time.monotonic_ns(), self.controller.requested_megahertz)
+        self.controller.on_call = measurer.request
+
     def _take(self, packet: bytes, taken: list[tuple[Boundary, bool]]) -> int | None:
         """Follow one boundary; return the clock that should hold."""
         if len(packet) != BOUNDARY_BYTES:
             raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         boundary = Boundary.unpack(packet)
         wish = self.follower.follow(boundary)
+        if self.measured and self.measurer is not None:
+            self.measurer.boundary(boundary, self.follower.clocks)
         taken.append((boundary, self.follower.finished_order))
         return wish
 

@@ -15,6 +15,8 @@ from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
 from perseus_daemonset.journal import Journal
 from perseus_daemonset.latency import METRICS
+from perseus_daemonset.measuring.reporter import Reporter
+from perseus_daemonset.measuring.sampler import Sampler
 from perseus_daemonset.metrics import AgentCollector
 from perseus_daemonset.ownership import Ownership
 from perseus_daemonset.plans import PlanStore
@@ -49,6 +51,8 @@ class NodeAgent:
         self.registry = Registry(gpus, journal, self.plans, self._debts, self._baselines, changes_per_second)
         self.pods.on_gone = self.registry.pod_gone
         METRICS.register(AgentCollector(self.registry, self.plans))
+        self._reporter = Reporter(self.registry, gpus)
+        self._sampler = Sampler(self.registry.leases)
         self._server: Server | None = None
 
     def serve(
@@ -69,6 +73,7 @@ class NodeAgent:
         ownership = Ownership(claims, self._gpus, Slices(resource_slices), self.pods)
         self._server = Server(path, self.registry, self.pods, ownership, identify_peer)
         self._server.start()
+        self._sampler.start()
 
     def pods_listed(self) -> None:
         """All pods of the node are known: what is kept of others is of no use any more."""
@@ -83,10 +88,15 @@ class NodeAgent:
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
         return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
+    def measurements(self, namespace: str, job: str) -> bytes:
+        """Return what was measured of a job's ranks, as JSON."""
+        return self._reporter.page(namespace, job)
+
     def end(self) -> None:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""
         if self._server is not None:
             self._server.close()
+        self._sampler.stop()
         self._debts.stop()
         self.registry.end_all(END_SECONDS)
         release_journalled(self._journal, self._gpus, LAST_SECONDS)

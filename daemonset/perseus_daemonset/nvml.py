@@ -188,6 +188,26 @@ class NvmlGpu:
     def _has_mps_clients(self) -> bool:
         return bool(pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(self._handle))
 
+    def model(self) -> str:
+        """Return the model's name, such as ``NVIDIA A100-SXM4-80GB``.
+
+        Raises:
+            HardwareError: NVML refused.
+        """
+        with _translated(f"reading the model of {self.uuid}"):
+            return str(pynvml.nvmlDeviceGetName(self._handle))
+
+    def supported_clocks(self) -> tuple[int, ...]:
+        """Return the SM clocks that can be locked in MHz, falling: those of the highest memory clock.
+
+        Raises:
+            HardwareError: NVML refused.
+        """
+        with _translated(f"reading the clocks of {self.uuid}"):
+            memory = max(pynvml.nvmlDeviceGetSupportedMemoryClocks(self._handle))
+            clocks = pynvml.nvmlDeviceGetSupportedGraphicsClocks(self._handle, memory)
+        return tuple(sorted(set(clocks), reverse=True))
+
 
 class Nvml:
     """NVML of this node."""

@@ -20,6 +20,7 @@ Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
 ANNOTATION_TEMPLATE = f"{names.GROUP}/template-hash"  # of the user's template that a training Job was made from
 COMPONENT_OPTIMISER, COMPONENT_TRAINER, COMPONENT_ACCOUNTS = "optimiser", "trainer", "accounts"
+COMPONENT_PROFILER = "profiler"
 ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
@@ -62,6 +63,11 @@ class Builder:
         return f"{self.optimiser_name[:50]}-{digest[:8]}"
 
     @property
+    def profiling_name(self) -> str:
+        """Name of the Job and Service of profiling pods."""
+        return f"{self.name}-profiling"
+
+    @property
     def gpus_of_a_pod(self) -> int:
         """How many GPUs the template's containers ask for; 0 where their number makes no sense."""
         containers = (self._spec.template or {}).get("spec", {}).get("containers", [])
@@ -96,8 +102,8 @@ class Builder:
         binding["subjects"] = [{"kind": "ServiceAccount", "name": self.optimiser_name, "namespace": self.namespace}]
         return [_hashed(each) for each in (account, role, binding)]
 
-    def optimiser_job(self, checksum: str, target: str) -> Document:
-        """Return the optimisation Job for a profile, and for the UID of the ConfigMap that it fills."""
+    def optimiser_job(self, checksum: str, target: str, profile: str) -> Document:
+        """Return the optimisation Job for a profile in a ConfigMap, and for the UID of the ConfigMap that it fills."""
         document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum, target), COMPONENT_OPTIMISER)
         container = {
             "name": "optimiser",
@@ -141,7 +147,7 @@ class Builder:
                     },
                     "containers": [container],
                     "volumes": [
-                        {"name": "profile", "configMap": {"name": self._spec.profiling.profile_ref.name}},
+                        {"name": "profile", "configMap": {"name": profile}},
                         {"name": "temporary", "emptyDir": {"sizeLimit": "64Mi"}},
                     ],
                 },
@@ -149,23 +155,43 @@ class Builder:
         }
         return _hashed(document)
 
-    def service(self) -> Document:
+    def profile_config_map(self, csv_text: str, header_text: str, facts: dict[str, str]) -> Document:
+        """Return the ConfigMap of the profile that was measured for this job.
+
+        Args:
+            csv_text: its rows.
+            header_text: its header.
+            facts: annotations that tell how it was come by.
+        """
+        document = self._child("v1", "ConfigMap", names.profile_config_map_name(self.name), COMPONENT_PROFILER)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_PROFILE
+        document["metadata"]["annotations"] = facts
+        document["data"] = {names.PROFILE_CSV_KEY: csv_text, names.PROFILE_HEADER_KEY: header_text}
+        return document
+
+    def service(self, component: str = COMPONENT_TRAINER) -> Document:
         """Return the headless Service by whose names the ranks find each other."""
-        document = self._child("v1", "Service", self.name, COMPONENT_TRAINER)
+        document = self._child("v1", "Service", self._workload_name(component), component)
         document["spec"] = {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {names.LABEL_JOB: self.name, names.LABEL_COMPONENT: COMPONENT_TRAINER},
+            "selector": {names.LABEL_JOB: self.name, names.LABEL_COMPONENT: component},
         }
         return _hashed(document)
 
-    def workload(self) -> Document:
+    def workload(self, component: str = COMPONENT_TRAINER) -> Document:
         """Return the Indexed Job: the user's template, as many times as the ranks need GPUs.
+
+        Args:
+            component: the trainer's, or the profiler's: the same pods, of one pipeline alone.
 
         Raises:
             TemplateProblem: the ranks do not divide into such pods.
         """
-        ranks, gpus = self._spec.parallelism.ranks, self.gpus_of_a_pod
+        parallelism = self._spec.parallelism
+        name = self._workload_name(component)
+        pipelines = 1 if component == COMPONENT_PROFILER else parallelism.pipelines
+        ranks, gpus = parallelism.ranks // parallelism.pipelines * pipelines, self.gpus_of_a_pod
         if gpus < 1 or ranks % gpus:
             raise TemplateProblem(
                 f"spec.template asks for {gpus} {names.GPU_RESOURCE} a pod, and {ranks} ranks (stages x pipelines x "
@@ -175,17 +201,17 @@ class Builder:
         metadata = template.setdefault("metadata", {})
         metadata["labels"] = {
             **(metadata.get("labels") or {}),
-            **self._labels(COMPONENT_TRAINER),
+            **self._labels(component),
             names.LABEL_JOB_UID: self.uid,
         }
         pod = template["spec"]
         pod.setdefault("restartPolicy", "Never")
-        pod["subdomain"] = self.name
+        pod["subdomain"] = name
         for container in pod["containers"]:
             given = {each.get("name") for each in container.get("env") or []}
-            added = [each for each in self._training_variables() if each["name"] not in given]
+            added = [each for each in self._training_variables(name, pipelines) if each["name"] not in given]
             container["env"] = [*(container.get("env") or []), *added]
-        document = self._child("batch/v1", "Job", self.name, COMPONENT_TRAINER)
+        document = self._child("batch/v1", "Job", name, component)
         document["metadata"]["labels"].update(self._queue_labels)
         document["spec"] = {
             "completionMode": "Indexed",
@@ -222,6 +248,9 @@ class Builder:
             "binaryData": {names.PLAN_KEY: encoded},
         }
 
+    def _workload_name(self, component: str) -> str:
+        return self.name if component == COMPONENT_TRAINER else self.profiling_name
+
     def report_config_map(self, report: str, ledger: str) -> Document:
         """Return the ConfigMap with the job's books (for the operator) and report (for people), owned by the job."""
         document = self._child("v1", "ConfigMap", names.report_config_map_name(self.name), COMPONENT_ACCOUNTS)
@@ -230,17 +259,17 @@ class Builder:
         document["binaryData"] = {names.LEDGER_KEY: ledger}
         return document
 
-    def _training_variables(self) -> list[Document]:
+    def _training_variables(self, name: str, pipelines: int) -> list[Document]:
         parallelism = self._spec.parallelism
         index = f"metadata.labels['{names.LABEL_COMPLETION_INDEX}']"
         values = {
             names.ENV_STAGES: parallelism.stages,
-            names.ENV_PIPELINES: parallelism.pipelines,
+            names.ENV_PIPELINES: pipelines,
             names.ENV_TENSOR_PARALLEL: parallelism.tensor_parallel,
             names.ENV_MICROBATCHES: parallelism.microbatches,
             names.ENV_RANK_ORDER: parallelism.rank_order.value,
             names.ENV_SCHEDULE: self._spec.schedule.value,
-            names.ENV_COORDINATOR: f"{self.name}-0.{self.name}",
+            names.ENV_COORDINATOR: f"{name}-0.{name}",
         }
         found: list[Document] = [{"name": name, "value": str(value)} for name, value in values.items()]
         if self.gpus_of_a_pod == 1:

@@ -53,6 +53,8 @@ class Story:
         elif blocker:
             # The blocker's own reason: `kubectl get` then says in one word where the job stands.
             self.say(Condition.READY, False, blocker[1][1], f"{blocker[0].value}: {blocker[1][2]}")
+        elif self.told[Condition.PLAN_APPLIED][1] is Reason.DRY_RUN:
+            self.say(Condition.READY, True, Reason.DRY_RUN, self.told[Condition.PLAN_APPLIED][2])
         else:
             self.say(Condition.READY, True, Reason.RUNNING, "training runs under the plan")
 

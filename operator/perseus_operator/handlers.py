@@ -22,6 +22,7 @@ from perseus_operator.backstop import Backstop
 from perseus_operator.client import Api
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
+from perseus_operator.profiling.agents import Agents
 from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.settings import Settings
@@ -94,14 +95,15 @@ class Operator:
         accounts = Accounts(
             monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
         )
-        reconciler = Reconciler(api, self._settings, monitor, accounts)
+        agents = Agents(api, self._settings.namespace)
+        reconciler = Reconciler(api, self._settings, monitor, accounts, agents)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         self._backstop = Backstop(reconciler, self._queue)
         metrics.QUEUE_DEPTH.set_function(self._queue.depth)
         metrics.QUEUE_OVERDUE_SECONDS.set_function(self._queue.overdue_seconds)
         pages = await serve_pages(self._settings.port, self._health)
-        self._closers = [pages.cleanup, session.close, api.close]
+        self._closers = [pages.cleanup, session.close, agents.close, api.close]
         self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
         if self._settings.prometheus.url:
             connection = Connection(self._settings.prometheus, session)

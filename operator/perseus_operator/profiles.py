@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from perseus_api import names
@@ -14,7 +15,6 @@ from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
 from perseus_api.profile import Profile, parse_profile
 
-from perseus_operator.client import CONFIG_MAP, Api
 from perseus_operator.memory import Memory
 
 # Parsed profiles kept in memory: of the models that a cluster trains at one time.
@@ -34,48 +34,77 @@ class ProfileProblem(Exception):
         self.reason = reason
 
 
+class Source(StrEnum):
+    """Where a profile comes from, as the status tells."""
+
+    GIVEN = "Given"
+    CACHED = "Cached"
+    MEASURED = "Measured"
+
+
 @dataclass(frozen=True)
 class LoadedProfile:
-    """A usable profile and what identifies its content."""
+    """A usable profile.
 
+    Attributes:
+        name: of its ConfigMap.
+        profile: its content.
+        checksum: what identifies the content.
+        source: where it comes from.
+        sweep_iterations: training iterations in which it was measured, if it was measured here.
+        sweep_slowdown_permille: how much longer these were than unlocked ones.
+    """
+
+    name: str
     profile: Profile
     checksum: str
+    source: Source
+    sweep_iterations: int | None = None
+    sweep_slowdown_permille: int | None = None
+
+    @property
+    def clocks(self) -> int:
+        """How many clocks it holds."""
+        return len({each.frequency_megahertz for rows in self.profile.measurements.values() for each in rows})
 
 
 class ProfileReader:
-    """Reads profiles from the API, and remembers those that it parsed."""
+    """Parses profiles, and remembers those that it parsed."""
 
-    def __init__(self, api: Api) -> None:
-        """Read over a connection."""
-        self._api = api
+    def __init__(self) -> None:
+        """Begin without any."""
         self._loaded: Memory[tuple[str, str], LoadedProfile] = Memory(MAXIMUM_PROFILES)
 
-    async def read(self, namespace: str, spec: PerseusJobSpec) -> LoadedProfile:
-        """Return a job's profile.
+    async def read(self, spec: PerseusJobSpec, config_map: dict[str, Any], source: Source) -> LoadedProfile:
+        """Return the profile in a ConfigMap.
 
         Raises:
-            ProfileProblem: it is missing, not valid, or does not fit the job.
-            ApiRefusal: the API server refused.
+            ProfileProblem: it is not valid, or does not fit the job.
         """
-        config_map = await self._api.get(CONFIG_MAP, namespace, spec.profiling.profile_ref.name)
-        if config_map is None:
-            return load_profile(spec, None)
+        name = config_map["metadata"]["name"]
         key = (config_map["metadata"]["uid"], config_map["metadata"]["resourceVersion"])
         loaded = self._loaded.get(key)
         if loaded is not None:
-            check_profile(spec, loaded.profile)
+            check_profile(spec, name, loaded.profile)
             return loaded
-        loaded = await asyncio.to_thread(load_profile, spec, config_map)
+        loaded = await asyncio.to_thread(load_profile, spec, name, config_map, source)
         return self._loaded.put(key, loaded)
 
 
-def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> LoadedProfile:
+def load_profile(
+    spec: PerseusJobSpec, name: str, config_map: dict[str, Any] | None, source: Source = Source.GIVEN
+) -> LoadedProfile:
     """Check a profile ConfigMap for a job.
+
+    Args:
+        spec: of the job.
+        name: of the ConfigMap, for error texts.
+        config_map: as the API serves it; None if there is none.
+        source: where it comes from.
 
     Raises:
         ProfileProblem: it is missing, not valid, or does not fit the job.
     """
-    name = spec.profiling.profile_ref.name
     if config_map is None:
         raise ProfileProblem(
             Reason.PROFILE_MISSING,
@@ -93,17 +122,16 @@ def load_profile(spec: PerseusJobSpec, config_map: dict[str, Any] | None) -> Loa
         profile = parse_profile(csv_text, header_text)
     except DocumentError as error:
         raise ProfileProblem(Reason.PROFILE_INVALID, f"ConfigMap {name}: {error}") from None
-    check_profile(spec, profile)
-    return LoadedProfile(profile, profile_checksum(csv_text, header_text or ""))
+    check_profile(spec, name, profile)
+    return LoadedProfile(name, profile, profile_checksum(csv_text, header_text or ""), source)
 
 
-def check_profile(spec: PerseusJobSpec, profile: Profile) -> None:
-    """Check that a profile holds what a job needs.
+def check_profile(spec: PerseusJobSpec, name: str, profile: Profile) -> None:
+    """Check that a ConfigMap's profile holds what a job needs.
 
     Raises:
         ProfileProblem: it does not.
     """
-    name = spec.profiling.profile_ref.name
     stages = spec.parallelism.stages
     if stages > profile.stages:
         raise ProfileProblem(

@@ -12,7 +12,7 @@ import time
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
-from perseus_api.job import PerseusJobSpec
+from perseus_api.job import PerseusJobSpec, ProfilingMode
 
 from perseus_operator import logs, metrics
 from perseus_operator.accounts import Accounts
@@ -20,13 +20,17 @@ from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
-from perseus_operator.profiles import ProfileProblem, ProfileReader
+from perseus_operator.profiles import ProfileProblem
+from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.settings import Settings
 from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.plan import PlanStep
+from perseus_operator.steps.pods import ProfilingPods
+from perseus_operator.steps.profile import ProfileStep
 from perseus_operator.steps.reference import look_at_workload
 from perseus_operator.steps.status import StatusStep
+from perseus_operator.steps.telling import tell_profile
 from perseus_operator.steps.workload import bring_about_workload
 from perseus_operator.tracing import span
 from perseus_operator.visit import Visit
@@ -40,16 +44,17 @@ logger = logging.getLogger("perseus.operator")
 class Reconciler:
     """Visits jobs."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor, accounts: Accounts) -> None:
-        """Visit with a connection, the chart's settings, what the monitor knows and what the accounts say."""
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor, accounts: Accounts, agents: Agents) -> None:
+        """Visit with a connection and the chart's settings; with what monitor, accounts and agents know."""
         self._api = api
         self._settings = settings
         self._monitor = monitor
         self._frontier = FrontierStep(api, monitor.take_drift)
-        self._plan = PlanStep(api, settings, monitor)
+        self._profile = ProfileStep(api, settings, agents)
+        self._pods = ProfilingPods(api)
+        self._plan = PlanStep(api, settings, monitor, agents)
         self._account = AccountStep(api, accounts)
         self._status = StatusStep(api)
-        self._profiles = ProfileReader(api)
         self._waits: dict[JobKey, int] = {}
 
     async def visit(self, key: JobKey) -> float | None:
@@ -81,7 +86,7 @@ class Reconciler:
             visit.story.finish()
             await self._status.write(visit)
             outcome = "settled" if visit.settled else "waiting"
-            return self._pause(key, visit)
+            return WAITING_SECONDS if visit.measuring else self._pause(key, visit)
         finally:
             metrics.RECONCILES.labels(outcome=outcome).inc()
             metrics.RECONCILE_SECONDS.observe(time.monotonic() - begin)
@@ -99,6 +104,7 @@ class Reconciler:
         watched = self._monitor.find(key)
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
+        self._profile.forget(key)
         self._account.forget(key)
         self._waits.pop(key, None)
 
@@ -155,23 +161,37 @@ class Reconciler:
         words = "suspended: every clock is given back" if spec.suspend else "the spec makes sense"
         story.say(Condition.ACCEPTED, True, reason, words)
         try:
-            visit.profile = await self._profiles.read(builder.namespace, spec)
+            visit.profile = await self._profile.find(builder, spec)
         except ProfileProblem as problem:
             story.say(Condition.PROFILE_VALID, False, problem.reason, str(problem))
             visit.settled = False
             return
-        profile = visit.profile.profile
-        clocks = len({each.frequency_megahertz for rows in profile.measurements.values() for each in rows})
-        words = f"{profile.stages} stages at {clocks} clocks, {profile.header.gpu_model or 'unnamed GPU'}"
-        story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
-        frontier = await self._frontier.bring_about(visit, builder, visit.profile.checksum)
-        if spec.workload_ref is not None:
-            running = await look_at_workload(self._api, visit, spec, spec.workload_ref)
-        else:
-            running = await bring_about_workload(self._api, visit, builder, spec)
+        if visit.profile is None:
+            await self._measure(visit, builder, spec)
+            return
+        tell_profile(visit, visit.profile)
+        if spec.profiling.mode is ProfilingMode.PODS:
+            await self._pods.remove(builder)
+        frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+        running = await self._workload(visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
         await self._account.bring_about(visit, builder)
+
+    async def _workload(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> bool:
+        """Have the training pods run, or look at those of the user's own workload; return whether they do."""
+        if spec.workload_ref is not None:
+            return await look_at_workload(self._api, visit, spec, spec.workload_ref)
+        return await bring_about_workload(self._api, visit, builder, spec)
+
+    async def _measure(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> None:
+        """Measure the profile: while the job trains, or before, on pods of their own."""
+        if spec.profiling.mode is ProfilingMode.PODS:
+            running, pods = await self._pods.bring_about(visit, builder, spec)
+        else:
+            running = await self._workload(visit, builder, spec)
+            pods = await trainer_pods(self._api, builder.namespace, builder.name) if running else []
+        await self._profile.measure(visit, builder, spec, pods, running)
 
     async def _hold(self, job: Document) -> None:
         finalizers = job["metadata"].get("finalizers") or []

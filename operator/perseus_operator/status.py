@@ -7,16 +7,19 @@ from typing import Any
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
+from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
 
 from perseus_operator.planning import Stragglers, planned_seconds, predicted_savings
+from perseus_operator.profiles import LoadedProfile
 from perseus_operator.visit import StragglerFinding
 
+FRONTIER_POINTS = 8
 Document = dict[str, Any]
 _BAD = {
     Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
-    Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED, Reason.WORKLOAD_KIND_MISSING, Reason.TRAINING_FAILED,
-    Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED, Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
+    Reason.OPTIMISATION_FAILED, Reason.PROFILING_FAILED, Reason.TEMPLATE_REFUSED, Reason.WORKLOAD_KIND_MISSING,
+    Reason.TRAINING_FAILED, Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED, Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
 }  # fmt: skip
 # Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
 ON_ITS_WAY = frozenset(
@@ -78,6 +81,34 @@ def plan_status(plan: Plan, stragglers: Stragglers) -> Document:
         ),
         "predictedSavingsPermille": round(1000 * predicted_savings(plan, stragglers)),
     }
+
+
+def frontier_status(frontier: Frontier) -> list[Document]:
+    """Return points of the frontier for the status: pipeline time, and predicted savings against full speed."""
+    plans = frontier.plans
+    places = sorted({round(place * (len(plans) - 1) / (FRONTIER_POINTS - 1)) for place in range(FRONTIER_POINTS)})
+    full = frontier.fastest.iteration_joules
+    return [
+        {
+            "iterationMilliseconds": round(1000 * plans[place].iteration_seconds),
+            "predictedSavingsPermille": round(1000 * (1 - plans[place].iteration_joules / full)),
+        }
+        for place in places
+    ]
+
+
+def profile_status(profile: LoadedProfile) -> Document:
+    """Return what the status tells of the profile."""
+    told: Document = {
+        "name": profile.name,
+        "checksum": profile.checksum,
+        "source": profile.source.value,
+        "clocks": profile.clocks,
+    }
+    if profile.sweep_iterations is not None and profile.sweep_slowdown_permille is not None:
+        told["sweepIterations"] = profile.sweep_iterations
+        told["sweepSlowdownPermille"] = profile.sweep_slowdown_permille
+    return told
 
 
 def straggler_status(findings: list[StragglerFinding]) -> list[Document]:

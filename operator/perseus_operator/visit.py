@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
 
 from perseus_operator.causes import Finding
@@ -44,6 +45,8 @@ class Visit:
         stragglers: the situation that the plan is made for.
         findings: of the stragglers, the slowest first.
         profile: once loaded.
+        frontier: once computed.
+        measuring: whether a sweep goes on, which no event tells of either: it is looked at steadily.
         ended: outcome of training and when it ended (wall-clock seconds), once it has.
         totals: accounted since the job began, as last written down.
         report: for the status, once training has ended and all is counted.
@@ -58,6 +61,8 @@ class Visit:
     stragglers: Stragglers | None = None
     findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
+    frontier: Frontier | None = None
+    measuring: bool = False
     ended: tuple[str, float] | None = None
     totals: Totals | None = None
     report: Document | None = None

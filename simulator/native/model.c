@@ -66,7 +66,30 @@ static double watts_at(const state_file *state, const client_slot *client, int c
     if (client->fixed) return client->watts;
     double seconds, joules;
     model_cost(state, client->rows, clock, &seconds, &joules);
-    return joules / seconds;
+    return joules / seconds * client->power_factor;
+}
+
+static double uniform(gpu_state *device) { /* xorshift64* (Vigna 2016) */
+    device->noise ^= device->noise >> 12;
+    device->noise ^= device->noise << 25;
+    device->noise ^= device->noise >> 27;
+    return (double)((device->noise * 0x2545f4914f6cdd1dull) >> 11) / 9007199254740992.0;
+}
+
+double model_noise(gpu_state *device, double deviation) {
+    if (deviation <= 0) return 1;
+    double sum = -6; /* twelve uniform numbers are normal enough, and bounded */
+    for (int i = 0; i < 12; i++) sum += uniform(device);
+    double factor = 1 + deviation * sum;
+    return factor < 0.1 ? 0.1 : factor;
+}
+
+/* How far from warm the chip is: 1 when its first client comes, then falling to 0. */
+static double coldness(const state_file *state, const gpu_state *device) {
+    double constant = state->config.warm_up_seconds;
+    if (constant <= 0) return 0;
+    double seconds = (device->integrated_seconds - device->warm_since_seconds) * state->config.time_scale;
+    return exp(-(seconds > 0 ? seconds : 0) / constant);
 }
 
 int model_running(psim_node *node, int gpu) {
@@ -95,12 +118,14 @@ static double power_at(psim_node *node, int gpu, int clock) {
         running++;
         watts += watts_at(state, client, clock);
     }
-    if (running == 0) return clients ? state->config.blocking_watts : state->config.idle_watts;
+    if (clients == 0) return state->config.idle_watts;
+    double warmth = 1 - state->config.cold_share * coldness(state, device);
+    if (running == 0) return state->config.blocking_watts * warmth;
     watts /= running;
     /* A hot device does the same work in more time: the work's energy stays, the waiting power comes on top. */
     double above = watts - state->config.blocking_watts;
     if (above > 0 && device->faults.slowdown > 1) watts = state->config.blocking_watts + above / device->faults.slowdown;
-    return watts;
+    return watts * warmth;
 }
 
 static int clock_now(psim_node *node, int gpu) {
@@ -134,7 +159,8 @@ uint64_t model_event_reasons(psim_node *node, int gpu) {
 
 double model_temperature(psim_node *node, int gpu) {
     double heat = node->state->gpus[gpu].faults.slowdown > 1 ? 25.0 : 0.0;
-    return 30.0 + 0.1 * model_power_watts(node, gpu) + heat;
+    double cold = model_clients(node, gpu) ? 25.0 * coldness(node->state, &node->state->gpus[gpu]) : 0.0;
+    return 30.0 + 0.1 * model_power_watts(node, gpu) + heat - cold;
 }
 
 /* Simulated seconds that a kernel still needs at a clock while `running` kernels share the device. */
@@ -144,7 +170,7 @@ static double remaining_seconds(const state_file *state, const gpu_state *device
     if (client->fixed) return client->remaining * running;
     double seconds, joules;
     model_cost(state, client->rows, clock, &seconds, &joules);
-    return client->remaining * seconds * factor;
+    return client->remaining * seconds * client->time_factor * factor;
 }
 
 static double next_event(psim_node *node, int gpu, double until_seconds) {

@@ -122,6 +122,7 @@ int psim_client_open(psim_node *node, int gpu, psim_client **client) {
         return result;
     }
     model_advance(node, gpu, state_now());
+    if (model_clients(node, gpu) == 0) device->warm_since_seconds = device->integrated_seconds;
     device->clients[opened->slot] = (client_slot){.used = 1, .pid = (int32_t)getpid()};
     state_unlock(device);
     opened->node = node;
@@ -169,6 +170,8 @@ static int run_kernel(psim_client *client, client_slot work, psim_kernel *kernel
     work.pid = slot->pid;
     work.running = 1;
     work.begin_seconds = now;
+    work.time_factor = work.fixed ? 1 : model_noise(device, node->state->config.time_noise);
+    work.power_factor = work.fixed ? 1 : model_noise(device, node->state->config.power_noise);
     *slot = work;
     /* Another kernel on the device slows this one, and this one it. */
     if (model_running(node, client->gpu) > 1) state_wake(device);

@@ -67,6 +67,10 @@ typedef struct {
     double clock_change_delay_seconds;
     double counter_refresh_seconds;
     double time_scale;            /* simulated seconds in a real second */
+    double time_noise;            /* each kernel's time is off by a factor: its standard deviation */
+    double power_noise;           /* the same for its power */
+    double warm_up_seconds;       /* simulated time constant with which a chip warms after its first client came */
+    double cold_share;            /* a cold chip draws this share less */
     uint64_t memory_bytes;
     char name[PSIM_NAME_LENGTH];
     char uuids[PSIM_MAX_GPUS][PSIM_UUID_LENGTH];

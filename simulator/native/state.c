@@ -86,9 +86,11 @@ static int valid_config(const psim_config *config, const psim_row *rows) {
         config->highest_clock_megahertz < config->lowest_clock_megahertz)
         return 0;
     const double numbers[] = {config->blocking_watts, config->idle_watts, config->power_limit_watts,
-                              config->clock_change_delay_seconds};
+                              config->clock_change_delay_seconds, config->time_noise, config->power_noise,
+                              config->warm_up_seconds, config->cold_share};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (!isfinite(numbers[i]) || numbers[i] < 0) return 0;
+    if (config->time_noise > 0.3 || config->power_noise > 0.3 || config->cold_share > 1) return 0;
     if (!(config->time_scale > 0) || !isfinite(config->time_scale)) return 0;
     if (!(config->counter_refresh_seconds > 0) || !isfinite(config->counter_refresh_seconds)) return 0;
     for (int i = 0; i < config->rows; i++)
@@ -122,7 +124,8 @@ int psim_create(const char *path, const psim_config *config, const psim_row *row
         gpu_state *gpu = &state->gpus[i];
         pthread_mutex_init(&gpu->mutex, &attributes);
         gpu->faults.slowdown = 1.0;
-        gpu->integrated_seconds = gpu->counted_seconds = gpu->probed_seconds = now;
+        gpu->integrated_seconds = gpu->counted_seconds = gpu->probed_seconds = gpu->warm_since_seconds = now;
+        gpu->noise = 0x9e3779b97f4a7c15ull * (uint64_t)(i + 1);
     }
     pthread_mutexattr_destroy(&attributes);
     state->magic = STATE_MAGIC;

@@ -33,6 +33,8 @@ typedef struct {
     double joules;        /* of the kernel in progress, or the last one */
     double clock_seconds; /* integral of clock over simulated time, for the mean */
     double busy_seconds;  /* simulated seconds of the kernel */
+    double time_factor;   /* this kernel's noise */
+    double power_factor;
 } client_slot;
 
 typedef struct {
@@ -51,6 +53,8 @@ typedef struct {
     double integrated_seconds;
     double counted_seconds; /* when the energy counter was refreshed last */
     double probed_seconds;  /* when dead clients were looked for last */
+    double warm_since_seconds; /* when the device's first client came, after a time without any */
+    uint64_t noise;         /* state of the random numbers */
     double energy_joules;
     double published_joules;
     double busy_seconds;
@@ -109,6 +113,8 @@ double model_temperature(psim_node *node, int gpu);
 int model_held_clock(psim_node *node, int gpu);
 uint64_t model_event_reasons(psim_node *node, int gpu);
 int model_clients(psim_node *node, int gpu);
+/* The next factor of a normal distribution around 1. */
+double model_noise(gpu_state *device, double deviation);
 int model_running(psim_node *node, int gpu);
 row_span model_rows(const state_file *state, int stage, int instruction);
 void model_cost(const state_file *state, row_span rows, int clock, double *seconds, double *joules);

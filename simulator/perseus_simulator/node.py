@@ -266,6 +266,10 @@ class SimulatedNode:
         counter_refresh_seconds: float = 0.1,
         idle_watts: float = 55.0,
         power_limit_watts: float = 400.0,
+        time_noise: float = 0.0,
+        power_noise: float = 0.0,
+        warm_up_seconds: float = 0.0,
+        cold_share: float = 0.0,
         uuid_seed: str | None = None,
     ) -> SimulatedNode:
         """Make a node whose GPUs cost what a profile measured, replacing the state file at once.
@@ -280,6 +284,10 @@ class SimulatedNode:
             counter_refresh_seconds: how often the energy counter moves, simulated.
             idle_watts: power of a GPU that no process has open.
             power_limit_watts: what NVML answers as the limit.
+            time_noise: standard deviation of an instruction's time, as a share of it.
+            power_noise: standard deviation of an instruction's power, as a share of it.
+            warm_up_seconds: simulated time constant with which a chip warms once a process has opened it; 0: at once.
+            cold_share: a cold chip draws this share less power; what the profile says holds for a warm one.
             uuid_seed: the same seed gives the same UUIDs; None draws new ones.
 
         Raises:
@@ -309,6 +317,10 @@ class SimulatedNode:
             clock_change_delay_seconds=clock_change_delay_seconds,
             counter_refresh_seconds=counter_refresh_seconds,
             time_scale=time_scale,
+            time_noise=time_noise,
+            power_noise=power_noise,
+            warm_up_seconds=warm_up_seconds,
+            cold_share=cold_share,
             memory_bytes=80 * 1024**3,
             name=(profile.header.gpu_model or "Simulated GPU").encode()[:95],
         )

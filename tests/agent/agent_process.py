@@ -136,6 +136,7 @@ class AgentProcess:
         self._environment = environment
         self._rate = changes_per_second
         self._process: subprocess.Popen[str] | None = None
+        self.prefix: tuple[str, ...] = ()  # of its command: how it is scheduled
         self.is_in_pod(os.getpid(), uid(0))
 
     @property
@@ -150,7 +151,7 @@ class AgentProcess:
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
-        command = [sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
+        command = [*self.prefix, sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
         self._process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -1,8 +1,9 @@
 """The agent without the API server: everything real but the two watches, which this program's stdin stands for.
 
-One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``stop``), each answered with a line of JSON: the
-agent's own counters. Run as ``agent_program.py FOLDER CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives
-back what a dead agent left before it loads what takes long to load.
+One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``measurements``, ``stop``), each answered with a
+line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER
+CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives back what a dead agent left before it loads what takes
+long to load.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ def main() -> None:
     with sole_holder(folder / "journal"):
         release_journalled(Journal(folder / "journal"), Nvml())
 
+    from perseus_daemonset.agent import SWITCH_INTERVAL_SECONDS
     from perseus_daemonset.identity import identify
     from perseus_daemonset.latency import METRICS
     from perseus_daemonset.node_agent import NodeAgent
     from perseus_daemonset.pod_resources import PodResources
     from prometheus_client import generate_latest
 
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     with sole_holder(folder / "journal"):
         agent = NodeAgent(Nvml(), folder / "journal", float(sys.argv[2]))
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
@@ -67,6 +70,9 @@ def main() -> None:
                     agent.plans.put(command["name"], ("research", "gpt"), base64.b64decode(command["data"]))
                 case "withdraw":
                     agent.plans.remove(command["name"])
+                case "measurements":
+                    print(json.dumps({"page": agent.measurements("research", "gpt").decode()}), flush=True)
+                    continue
                 case "stop":
                     break
             answer = {

@@ -140,12 +140,15 @@ def test_only_metrics_ports_are_open(rendered: list[Document]) -> None:
         assert "from" not in rule
 
 
-def test_whoever_may_read_metrics_can_be_named() -> None:
-    for each in render("networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"):
-        if each["kind"] == "NetworkPolicy":
-            assert each["spec"]["ingress"][0]["from"] == [
-                {"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}
-            ]
+def test_whoever_may_read_metrics_can_be_named_and_the_operator_may_ask_agents() -> None:
+    rendered = render("networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring")
+    policies = {each["metadata"]["name"]: each["spec"] for each in rendered if each["kind"] == "NetworkPolicy"}
+    named = {"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}
+    assert policies["perseus-operator"]["ingress"][0]["from"] == [named]
+    given, operator = policies["perseus-agent"]["ingress"][0]["from"]
+    assert given == named
+    labels = pods(rendered)["Deployment/perseus-operator"]["metadata"]["labels"]
+    assert operator["podSelector"]["matchLabels"].items() <= labels.items(), "the operator reads measurements"
 
 
 def test_users_get_rights_on_perseusjobs_with_the_roles_they_have(rendered: list[Document]) -> None:

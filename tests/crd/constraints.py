@@ -68,10 +68,17 @@ def valid_job() -> Document:
         "metadata": {"name": "valid"},
         "spec": {
             "suspend": True,
+            "mode": "Train",
             "parallelism": {"stages": 8, "pipelines": 2, "tensorParallel": 1, "microbatches": 12},
             "schedule": "1F1B",
             "objective": {"type": "MaxSlowdown", "maxSlowdownPercent": 5},
-            "profiling": {"profileRef": {"name": "profile"}},
+            "profiling": {
+                "profileRef": {"name": "profile"},
+                "mode": "InJob",
+                "sweep": "Adaptive",
+                "maxSlowdownPercent": 10,
+                "cache": "Use",
+            },
             "straggler": {
                 "enabled": True,
                 "enterPercent": 3,
@@ -137,6 +144,15 @@ def valid_status() -> Document:
             }
         ],
         "savings": {"permille": 158, "energyJoules": 84, "baselineJoules": 100, "source": "Measured"},
+        "frontier": [{"iterationMilliseconds": 2837, "predictedSavingsPermille": 159}],
+        "profile": {
+            "name": "profile",
+            "checksum": "sha256:" + "0" * 64,
+            "source": "Measured",
+            "clocks": 10,
+            "sweepIterations": 58,
+            "sweepSlowdownPermille": 61,
+        },
         "report": {
             "outcome": "Succeeded",
             "ended": "2026-01-01T00:00:00Z",
@@ -151,7 +167,6 @@ def valid_status() -> Document:
             "planSlowdownPermille": 1,
             "source": "Measured",
         },
-        "profile": {"name": "profile", "checksum": "sha256:" + "0" * 64},
     }
 
 

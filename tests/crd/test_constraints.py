@@ -80,9 +80,18 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         changed(("spec.workloadRef", {"kind": "JobSet", "name": "big"})),
         False,
     ),
+    "spec.profiling.mode Pods needs a template": (
+        changed(("spec.template", None), ("spec.workloadRef", {"kind": "JobSet", "name": "big"})),
+        changed(
+            ("spec.template", None),
+            ("spec.workloadRef", {"kind": "JobSet", "name": "big"}),
+            ("spec.profiling", {"mode": "Pods"}),
+        ),
+        False,
+    ),
     "spec.workloadRef cannot be changed": (referring("big"), referring("bigger"), True),
     "spec.parallelism cannot be changed": (changed(), changed(("spec.parallelism.stages", 4)), True),
-    "spec.parallelism asks for more than 100000 pods": (
+    "spec.parallelism asks for more than 100000 ranks": (
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1000)),
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1001)),
         False,
@@ -144,6 +153,7 @@ def test_what_is_left_out_is_filled_with_defaults(ask: Ask) -> None:
     least = changed(
         ("spec.suspend", None), ("spec.schedule", None), ("spec.objective", None), ("spec.straggler", None),
         ("spec.accounting", None), ("spec.parallelism.tensorParallel", None), ("spec.template.metadata", None),
+        ("spec.profiling", None), ("spec.mode", None),
     )  # fmt: skip
     assert ask("POST", CREATE, least) == ""
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from demo.figures import Phase, iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
+from demo.figures import (
+    Phase,
+    iteration_begins,
+    lost_iterations,
+    measure_phase,
+    savings_percent,
+    stretched_baseline_joules,
+)
 from testbed.observation import RankSample, Sample
 
 ITERATION_SECONDS, JOULES = 3.0, 500.0
@@ -25,6 +32,14 @@ def recording(iterations: int, ranks: int = 2) -> list[Sample]:
             sample.ranks[0, stage] = RankSample(energy_joules=JOULES * finished, iterations=finished)
         samples.append(sample)
     return samples
+
+
+def test_no_iteration_is_lost_while_training_goes_on_and_one_that_is_shows() -> None:
+    samples = recording(10)
+    assert lost_iterations(samples[0], samples[-1]) == 0
+    for rank in samples[-1].ranks.values():
+        rank.iterations -= 3
+    assert lost_iterations(samples[0], samples[-1]) in (2, 3)
 
 
 def test_a_phase_is_the_mean_of_whole_iterations() -> None:

@@ -132,7 +132,7 @@ def test_the_optimisation_pod_may_write_one_config_map_and_nothing_else() -> Non
             "verbs": ["patch"],
         }
     ]
-    pod = builder().optimiser_job("sha256:1", "uid")["spec"]["template"]["spec"]
+    pod = builder().optimiser_job("sha256:1", "uid", "profile")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     assert names.GPU_RESOURCE not in str(pod)
@@ -269,7 +269,7 @@ def test_objectives_reach_the_plan() -> None:
 def test_a_profile_that_cannot_be_used_is_answered_with_what_to_do(data: Any, sentence: str) -> None:
     config_map = None if data is None else {"data": data}
     with pytest.raises(ProfileProblem, match=sentence):
-        load_profile(PerseusJobSpec.parse(job()["spec"]), config_map)
+        load_profile(PerseusJobSpec.parse(job()["spec"]), "profile", config_map)
 
 
 def test_settings_name_the_variable_that_is_missing() -> None:

@@ -20,6 +20,7 @@ from perseus_operator.client import CONFIG_MAP, POD, Api
 from perseus_operator.drift import Corrections, Work
 from perseus_operator.memory import Memory
 from perseus_operator.monitor import JobKey
+from perseus_operator.profiles import LoadedProfile
 from perseus_operator.upkeep import ensure, job_condition
 from perseus_operator.visit import Visit
 
@@ -37,13 +38,13 @@ class FrontierStep:
         self._take_drift = take_drift
         self._frontiers: Memory[str, Frontier] = Memory(MAXIMUM_CLOCKS)
 
-    async def bring_about(self, visit: Visit, builder: Builder, checksum: str) -> Frontier | None:
+    async def bring_about(self, visit: Visit, builder: Builder, profile: LoadedProfile) -> Frontier | None:
         """Return the frontier of this profile, or have it made.
 
         Raises:
             ApiRefusal: the API server refused.
         """
-        corrections = await self._corrections(visit, builder, checksum)
+        corrections = await self._corrections(visit, builder, profile.checksum)
         builder.corrections, checksum = corrections.encode(), corrections.checksum
         metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
         wanted = builder.frontier_config_map()
@@ -69,7 +70,8 @@ class FrontierStep:
         # The ConfigMap and the Job are watched: whatever becomes of them brings the next visit.
         for document in builder.optimiser_access():
             await ensure(self._api, document)
-        optimiser = await ensure(self._api, builder.optimiser_job(checksum, present["metadata"]["uid"]))
+        target = present["metadata"]["uid"]
+        optimiser = await ensure(self._api, builder.optimiser_job(checksum, target, profile.name))
         failed = job_condition(optimiser, "Failed")
         if failed is not None:
             words = await self._last_words(builder.namespace, optimiser["metadata"]["name"]) or failed

@@ -12,7 +12,7 @@ from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier
-from perseus_api.job import PerseusJobSpec
+from perseus_api.job import PerseusJobSpec, RunMode
 from perseus_api.plan import JobReference, Plan
 
 from perseus_operator import metrics
@@ -29,6 +29,8 @@ from perseus_operator.planning import (
     same_clocks,
     stragglers_of,
 )
+from perseus_operator.profiling.agents import Agents, ranks_of_pipeline, trainer_pods
+from perseus_operator.profiling.sweeping import next_iteration
 from perseus_operator.settings import Settings
 from perseus_operator.steps.telling import tell_applied, tell_observed, tell_stragglers
 from perseus_operator.visit import StragglerFinding, Visit
@@ -41,9 +43,10 @@ logger = logging.getLogger("perseus.operator")
 class PlanStep:
     """Writes plans, and tells the monitor which holds."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor) -> None:
+    def __init__(self, api: Api, settings: Settings, monitor: Monitor, agents: Agents) -> None:
         """Work over a connection, into the operator's namespace."""
         self._api = api
+        self._agents = agents
         self._settings = settings
         self._monitor = monitor
         self._nodes: dict[tuple[JobKey, str], str] = {}
@@ -65,16 +68,23 @@ class PlanStep:
         """
         name = names.plan_config_map_name(*visit.key)
         config_map = await self._api.get(CONFIG_MAP, self._settings.namespace, name)
-        if not running:
+        if not running or spec.mode is RunMode.DRY_RUN:
             if config_map is not None:
                 await self._api.delete(CONFIG_MAP, self._settings.namespace, name)
             self._monitor.forget(visit.key)
+        if spec.mode is RunMode.DRY_RUN:
+            _tell_dry_run(visit, builder, spec, frontier)
+            return
+        if not running:
             visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING, "training does not run: no clock is locked")
             return
-        before = _decoded_plan(config_map)
+        before = decoded_plan(config_map)
         reference = JobReference(namespace=builder.namespace, name=builder.name, uid=builder.uid)
         if before is not None and before.job != reference:
             before = None
+        sweep = before if before is not None and before.sweep is not None else None
+        if sweep is not None:
+            before = None  # It measured, and nothing that it did is a plan to go on from.
         watched = self._monitor.find(visit.key)
         if before is not None and (watched is None or watched.plan != before):
             watched = self._monitor.resume(visit.key, before, spec)
@@ -91,7 +101,9 @@ class PlanStep:
                 await self._api.apply(builder.plan_config_map(encoded))
             self._monitor.settled(visit.key, spec, stragglers)
         else:
-            if before is None:
+            if sweep is not None:
+                first, why = await self._after_sweep(visit, builder, spec), "initial"
+            elif before is None:
                 first, why = spec.accounting.baseline_iterations + 1, "initial"
             elif restarted:
                 first, why = 1, "restart"
@@ -151,6 +163,26 @@ class PlanStep:
             self._nodes[(key, pod)] = node
         return self._nodes[(key, pod)]
 
+    async def _after_sweep(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> int:
+        """Return from when the first plan can hold: the ranks are beyond the baseline, and their agents know where."""
+        pods = await trainer_pods(self._api, builder.namespace, builder.name)
+        reports = await self._agents.reports(visit.job, ranks_of_pipeline(spec), pods)
+        return max(next_iteration(reports, time.time(), NOTICE_SECONDS), spec.accounting.baseline_iterations + 1)
+
+
+def _tell_dry_run(visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier: Frontier) -> None:
+    """Say what the plan would save; it is written nowhere, and no clock is locked."""
+    reference = JobReference(namespace=builder.namespace, name=builder.name, uid=builder.uid)
+    visit.plan, visit.stragglers = make_plan(reference, spec, frontier, Stragglers(), 1, 0), Stragglers()
+    saved, seconds = predicted_savings(visit.plan, Stragglers()), planned_seconds(visit.plan, 0)
+    words = (
+        f"dry run: the plan would save {100 * saved:.1f} % of the energy at {seconds:.3f} s an iteration (predicted); "
+        f"the frontier goes from {frontier.plans[0].iteration_seconds:.3f} s to "
+        f"{frontier.plans[-1].iteration_seconds:.3f} s; no clock is locked"
+    )
+    visit.story.say(Condition.PLAN_APPLIED, True, Reason.DRY_RUN, words)
+    visit.story.say(Condition.STRAGGLING, False, Reason.STRAGGLERS_IGNORED, "dry run")
+
 
 def _first_iteration(before: Plan, watched: WatchedJob | None) -> int:
     if watched is None:
@@ -164,7 +196,7 @@ def _first_iteration(before: Plan, watched: WatchedJob | None) -> int:
 def _last_generation(job: Document, config_map: Document | None) -> int:
     """Generations only grow, also over a withdrawn or damaged plan: the status remembers."""
     told = ((job.get("status") or {}).get("plan") or {}).get("generation", 0)
-    kept = _decoded_plan(config_map)
+    kept = decoded_plan(config_map)
     return max(int(told), kept.generation if kept else 0)
 
 
@@ -178,7 +210,8 @@ def _export(key: JobKey, plan: Plan, stragglers: Stragglers) -> None:
     metrics.SLOWDOWN_RATIO.labels(*key).set(ratio)
 
 
-def _decoded_plan(config_map: Document | None) -> Plan | None:
+def decoded_plan(config_map: Document | None) -> Plan | None:
+    """Return a plan ConfigMap's plan, None if there is none or it is damaged."""
     if config_map is None:
         return None
     try:

@@ -11,7 +11,15 @@ from perseus_api.conditions import Condition, Reason
 from perseus_operator.children import Document
 from perseus_operator.client import EVENT, Api, ApiRefusal
 from perseus_operator.report import report_sentence, savings_status
-from perseus_operator.status import ON_ITS_WAY, event, events, plan_status, straggler_status
+from perseus_operator.status import (
+    ON_ITS_WAY,
+    event,
+    events,
+    frontier_status,
+    plan_status,
+    profile_status,
+    straggler_status,
+)
 from perseus_operator.visit import Visit
 
 logger = logging.getLogger("perseus.operator")
@@ -40,8 +48,9 @@ class StatusStep:
             "conditions": visit.story.documents(known, generation, now),
         }
         if visit.profile is not None:
-            reference = job["spec"]["profiling"]["profileRef"]["name"]
-            status["profile"] = {"name": reference, "checksum": visit.profile.checksum}
+            status["profile"] = profile_status(visit.profile)
+        if visit.frontier is not None:
+            status["frontier"] = frontier_status(visit.frontier)
         if visit.plan is not None and visit.stragglers is not None:
             status["plan"] = plan_status(visit.plan, visit.stragglers)
             if visit.findings:

@@ -9,6 +9,7 @@ from perseus_api.plan import Plan
 from perseus_operator.causes import Cause
 from perseus_operator.monitor import Monitor
 from perseus_operator.planning import Stragglers
+from perseus_operator.profiles import LoadedProfile, Source
 from perseus_operator.troubles import told
 from perseus_operator.visit import StragglerFinding, Visit
 
@@ -32,6 +33,20 @@ _CAUSES = {
     Cause.ANNOUNCED: "announced by a node's annotation",
     Cause.QUERY: "by spec.straggler.query",
 }
+
+
+def tell_profile(visit: Visit, loaded: LoadedProfile) -> None:
+    """Say which profile is used, and what measuring it has cost."""
+    profile = loaded.profile
+    words = f"{profile.stages} stages at {loaded.clocks} clocks, {profile.header.gpu_model or 'unnamed GPU'}"
+    if loaded.source is Source.CACHED:
+        words += ", from the cache"
+    elif loaded.sweep_iterations is not None and loaded.sweep_slowdown_permille is not None:
+        words += (
+            f", measured in {loaded.sweep_iterations} iterations that were {loaded.sweep_slowdown_permille / 10:.1f} % "
+            "longer than unlocked on average"
+        )
+    visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
 
 
 def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Plan) -> None:

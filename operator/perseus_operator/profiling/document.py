@@ -1,0 +1,86 @@
+"""The profile that a sweep's rows become: the CSV that every tool of the ecosystem reads, and its header. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perseus_api.profile import BlockingPower, ProfileHeader, StageGpu
+
+from perseus_operator.profiling.merging import Measured, blocking_watts
+
+_COLUMNS = "stage,instruction,frequency,time,energy,samples,time_stderr,energy_stderr"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+        models: GPU model of each stage.
+        driver: version of the driver.
+        tensor_parallel: GPUs of a stage.
+        pipelines: data-parallel pipelines of the job.
+        microbatches: of one iteration.
+        schedule: its name.
+        model: label of the model.
+        image: image of the training software, with its digest.
+    """
+
+    models: tuple[str, ...]
+    driver: str
+    tensor_parallel: int
+    pipelines: int
+    microbatches: int
+    schedule: str
+    model: str = ""
+    image: str = ""
+
+
+def profile_csv(measured: Measured) -> str:
+    """Return the rows as CSV, by stage and instruction, clocks falling."""
+    rows = sorted(
+        (stage, instruction, -clock, row)
+        for clock, by_key in measured.rows.items()
+        for (stage, instruction), row in by_key.items()
+    )
+    lines = [
+        f"{stage},{instruction.value},{-clock},{row.time_seconds:.9g},{row.energy_joules:.9g},{row.samples},"
+        f"{row.time_stderr:.3g},{row.energy_stderr:.3g}"
+        for stage, instruction, clock, row in rows
+    ]
+    return "\n".join([_COLUMNS, *lines]) + "\n"
+
+
+def profile_header(measured: Measured, subject: Subject, tool_version: str) -> ProfileHeader | None:
+    """Return the header; None where no plan can be made, since some GPU model's power of waiting is not known."""
+    watts: dict[str, float] = {}
+    for model in set(subject.models):
+        power = blocking_watts(measured.blocking.get(model, {}))
+        if power is None:
+            return None
+        watts[model] = round(power, 3)
+    mixed = len(watts) > 1
+    return ProfileHeader(
+        gpu_model=subject.models[0],
+        driver=subject.driver,
+        blocking_power_watts=sum(watts[model] for model in subject.models) / len(subject.models),
+        stage_gpus=tuple(StageGpu(gpu_model=model, blocking_power_watts=watts[model]) for model in subject.models)
+        if mixed
+        else (),
+        blocking_power_at_clocks=tuple(
+            BlockingPower(
+                gpu_model=model, frequency_megahertz=clock, watts=round(each.watts, 3),
+                watts_stderr=round(each.watts_stderr, 3),
+            )
+            for model, by_clock in sorted(measured.blocking.items())
+            for clock, each in sorted(by_clock.items(), reverse=True)
+        ),
+        stages=len(subject.models),
+        tensor_parallel=subject.tensor_parallel,
+        pipelines=subject.pipelines,
+        microbatches=subject.microbatches,
+        schedule=subject.schedule,
+        model=subject.model,
+        image=subject.image,
+        tool_version=tool_version,
+    )  # fmt: skip

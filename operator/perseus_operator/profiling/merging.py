@@ -1,0 +1,103 @@
+"""Many ranks' measurements as one: replicas of a stage measure the same thing. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from perseus_api.instructions import Instruction
+from perseus_api.measurements import BlockingRow, InstructionRow, RankReport
+
+Key = tuple[int, Instruction]  # stage, instruction
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction of one stage at one clock; energies of one GPU."""
+
+    samples: int
+    time_seconds: float
+    time_stderr: float
+    energy_joules: float
+    energy_stderr: float
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Power of a GPU that waits, at one clock."""
+
+    watts: float
+    watts_stderr: float
+
+
+@dataclass
+class Measured:
+    """What the ranks of a job have measured together.
+
+    Attributes:
+        rows: by clock in MHz, then by stage and instruction; only rows with an energy.
+        blocking: by GPU model, then by clock.
+        not_held: clocks that a device was asked for and did not hold.
+    """
+
+    rows: dict[int, dict[Key, Row]] = field(default_factory=dict)
+    blocking: dict[str, dict[int, Blocking]] = field(default_factory=dict)
+    not_held: set[int] = field(default_factory=set)
+
+
+def merge(reports: Iterable[RankReport], measurement: str) -> Measured:
+    """Bring the rows of one measurement together."""
+    rows: dict[tuple[int, Key], list[InstructionRow]] = {}
+    blocking: dict[tuple[str, int], list[BlockingRow]] = {}
+    found = Measured()
+    for report in reports:
+        if report.measurement != measurement:
+            continue
+        for row in report.rows:
+            if row.energy_joules and row.energy_stderr is not None:
+                rows.setdefault((row.frequency_megahertz, (report.stage, row.instruction)), []).append(row)
+        for wait in report.blocking:
+            blocking.setdefault((report.gpu_model, wait.frequency_megahertz), []).append(wait)
+        found.not_held.update(clock for clock, count in report.not_held.items() if count)
+    for (clock, key), each in rows.items():
+        found.rows.setdefault(clock, {})[key] = _row(each)
+    for (model, clock), waits in blocking.items():
+        power = _blocking(waits)
+        if power is not None:
+            found.blocking.setdefault(model, {})[clock] = power
+    return found
+
+
+def blocking_watts(by_clock: dict[int, Blocking]) -> float | None:
+    """Return one power for all clocks, weighted by how well each is known; None if none is."""
+    return _weighted([(each.watts, each.watts_stderr) for each in by_clock.values()])[0] if by_clock else None
+
+
+def _row(rows: list[InstructionRow]) -> Row:
+    """Average replicas by their numbers of samples: two GPUs that differ are both right."""
+    samples = sum(row.samples for row in rows)
+    shares = [row.samples / samples for row in rows]
+
+    def spread(errors: list[float]) -> float:
+        return math.sqrt(sum((share * error) ** 2 for share, error in zip(shares, errors, strict=True)))
+
+    return Row(
+        samples=samples,
+        time_seconds=sum(share * row.time_seconds for share, row in zip(shares, rows, strict=True)),
+        time_stderr=spread([row.time_stderr for row in rows]),
+        energy_joules=sum(share * (row.energy_joules or 0.0) for share, row in zip(shares, rows, strict=True)),
+        energy_stderr=spread([row.energy_stderr or 0.0 for row in rows]),
+    )
+
+
+def _blocking(waits: list[BlockingRow]) -> Blocking | None:
+    """Weigh ranks by how well they know it: one that hardly waits knows nothing of waiting."""
+    watts, stderr = _weighted([(wait.watts, wait.watts_stderr) for wait in waits])
+    return Blocking(watts, stderr) if watts > 0 else None
+
+
+def _weighted(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    weights = [1 / max(stderr, 1e-3 * max(watts, 1.0)) ** 2 for watts, stderr in pairs]
+    total = sum(weights)
+    return sum(weight * watts for weight, (watts, _) in zip(weights, pairs, strict=True)) / total, math.sqrt(1 / total)

@@ -1,0 +1,348 @@
+"""One step of a sweep: from what the agents report to what the next plan measures, or to the end. Pure.
+
+A round is one plan: windows of iterations, one after another, each with its clock. When all ranks have passed the last
+one, what they measured says which clocks come next. A clock whose rows are not exact enough comes again; one that
+cannot be measured is given up with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from perseus_api.instructions import TUNABLE_INSTRUCTIONS
+from perseus_api.measurements import RankReport
+from perseus_api.plan import Baseline, JobReference, Plan, Sweep, Variant, Window
+from perseus_planner import Order
+
+from perseus_operator.profiling.bounds import instruction_time, iteration_time, iterations_between, slowdown_at
+from perseus_operator.profiling.choosing import next_clocks
+from perseus_operator.profiling.merging import Key, Measured, Row, blocking_watts, merge
+
+ATTEMPTS = 3
+STEADY_SECONDS = 10.0  # of the first round: agents see within it whether the chips still warm up
+MAXIMUM_REPLICAS = 8  # more ranks of a stage are not asked
+MAXIMUM_ITERATIONS = 64  # at one clock in one round
+MAXIMUM_CLOCKS = 60  # of one round
+MAXIMUM_WINDOWS = 1000
+# Relative standard errors at which a row is exact enough.
+TIME_ERROR, ENERGY_ERROR = 0.004, 0.008
+LENIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How a sweep measures.
+
+    Attributes:
+        bound: how much longer iterations may be on average while the sweep goes on: 0.1 is 10 %.
+        adaptive: whether only clocks that can change a plan are measured.
+        seconds: that each stage shall run at a clock, all replicas together.
+        samples: of each instruction at a clock, all replicas together.
+        only: clocks that are measured at all; empty: all that the device supports.
+    """
+
+    bound: float = 0.1
+    adaptive: bool = True
+    seconds: float = 10.0
+    samples: int = 12
+    only: tuple[int, ...] = ()
+
+
+@dataclass
+class SweepMemory:
+    """What is remembered of a sweep between visits; an operator that starts anew only tries more often.
+
+    Attributes:
+        tried: rounds that asked for a clock.
+        judged: generation of the plan whose outcome was looked at.
+    """
+
+    tried: dict[int, int] = field(default_factory=dict)
+    judged: int = 0
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do yet."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Push:
+    """A round to begin.
+
+    Attributes:
+        clocks: that it measures, in MHz.
+        windows: clock and number of iterations, one after the other.
+    """
+
+    clocks: tuple[int, ...]
+    windows: tuple[tuple[int, int], ...]
+    message: str
+
+    @property
+    def iterations(self) -> int:
+        """How long it is."""
+        return sum(count for _, count in self.windows)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The sweep is over.
+
+    Attributes:
+        measured: the rows, of clocks that are complete alone.
+        given_up: clocks that could not be measured, with the reason.
+        iterations: that the sweep took.
+        slowdown: mean over them, against unlocked ones: 0.05 is 5 %.
+        longest_slowdown: of the longest of them.
+    """
+
+    measured: Measured
+    given_up: dict[int, str]
+    iterations: int
+    slowdown: float
+    longest_slowdown: float
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """No profile can be measured; the sentence says why and what to do."""
+
+    message: str
+
+
+def decide(
+    orders: Sequence[Order], reports: Sequence[RankReport], measurement: str, running: Plan | None,
+    settings: SweepSettings, memory: SweepMemory,
+) -> Wait | Push | Finished | Hopeless:  # fmt: skip
+    """Return what to do next.
+
+    Args:
+        orders: of the job's pipeline, by stage.
+        reports: of the ranks that were asked.
+        measurement: name of the sweep.
+        running: the plan in force, if it is a sweep of this measurement.
+        settings: how to measure.
+        memory: what earlier visits know; it is brought up to date.
+    """
+    connected = [report for report in reports if report.connected]
+    missing = [stage for stage in range(len(orders)) if not any(report.stage == stage for report in connected)]
+    if missing:
+        stages = ", ".join(str(stage) for stage in missing[:10])
+        return Wait(f"no agent reports a rank of stage {stages} yet")
+    supported = [clock for clock in _common_clocks(connected) if not settings.only or clock in settings.only]
+    if len(supported) < 2:
+        return Hopeless(
+            "the ranks' GPUs have fewer than two clocks in common: give a profile in spec.profiling.profileRef"
+        )
+    if any(report.iteration_seconds is None for report in connected):
+        return Wait("waits for every rank's second iteration")
+    measured = merge(reports, measurement)
+    complete = {
+        clock: rows
+        for clock, rows in measured.rows.items()
+        if _is_complete(orders, rows, settings, memory.tried.get(clock, 0) >= ATTEMPTS - 1)
+    }
+    if (
+        running is not None
+        and running.sweep is not None
+        and min(each.iteration for each in connected) < running.sweep.end
+    ):
+        return Wait(_progress(len(complete), "the round goes on"))
+    if all(each.steady for each in connected):
+        _judge(running, complete, memory)
+    given_up = _given_up(memory, complete, measured)
+    highest = max(each for each in supported if each not in given_up) if set(supported) - set(given_up) else 0
+    if not highest:
+        return Hopeless(_nothing(given_up))
+    # At the highest clock first: what a lower one costs in time is known from there.
+    blocking = _typical_blocking(measured)
+    iteration_seconds = min(each.unlocked_iteration_seconds or each.iteration_seconds or 1.0 for each in connected)
+    replicas = min(sum(each.stage == stage for each in connected) for stage in range(len(orders)))
+    wanted = next_clocks(supported, complete, blocking, frozenset(given_up), settings.adaptive)
+    if wanted:
+        replicas = min(replicas, MAXIMUM_REPLICAS)
+        return _round(orders, wanted, highest, complete, settings, replicas, iteration_seconds)
+    if len(complete) < 2:
+        return Hopeless(_nothing(given_up))
+    return _finished(reports, measurement, measured, complete, given_up)
+
+
+def sweep_plan(
+    job: JobReference, orders: Sequence[Order], push: Push, pipelines: int, tensor_parallel: int, measurement: str,
+    generation: int, first_iteration: int,
+) -> Plan:  # fmt: skip
+    """Return the plan document of a round."""
+    variants: dict[int, Variant] = {}
+    windows: list[Window] = []
+    begin = first_iteration
+    for clock, iterations in push.windows:
+        number = list(variants).index(clock) if clock in variants else len(variants)
+        clocks = tuple(tuple(clock if step.instruction.has_clock else 0 for step in order) for order in orders)
+        # What it costs is what it is run for.
+        variants.setdefault(clock, Variant(name=f"{clock}", iteration_seconds=1.0, iteration_joules=0.0, clocks=clocks))
+        windows.append(Window(first_iteration=begin, iterations=iterations, variant=number))
+        begin += iterations
+    return Plan(
+        job=job,
+        generation=generation,
+        first_iteration=first_iteration,
+        order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        variants=tuple(variants.values()),
+        pipelines=(0,) * pipelines,
+        tensor_parallel=tensor_parallel,
+        baseline=Baseline(iteration_seconds=1.0, stage_joules=(0.0,) * len(orders), blocking_power_watts=0.0),
+        sweep=Sweep(measurement=measurement, windows=tuple(windows)),
+    )
+
+
+def next_iteration(reports: Sequence[RankReport], wall_seconds: float, notice_seconds: float) -> int:
+    """Return the iteration from which a new plan can hold on all agents: the first that begins late enough from now."""
+    found = 1
+    for report in reports:
+        if report.connected and report.iteration_begin_seconds is not None and report.iteration_seconds:
+            elapsed = max(0.0, wall_seconds + notice_seconds - report.iteration_begin_seconds)
+            found = max(found, report.iteration + math.floor(elapsed / report.iteration_seconds) + 1)
+    return found
+
+
+def _common_clocks(reports: Sequence[RankReport]) -> list[int]:
+    common = set(reports[0].supported_clocks).intersection(*(each.supported_clocks for each in reports[1:]))
+    return sorted(common, reverse=True)
+
+
+def _keys(orders: Sequence[Order]) -> set[Key]:
+    return {
+        (stage, step.instruction)
+        for stage, order in enumerate(orders)
+        for step in order
+        if step.instruction in TUNABLE_INSTRUCTIONS
+    }
+
+
+def _is_complete(orders: Sequence[Order], rows: dict[Key, Row], settings: SweepSettings, lenient: bool) -> bool:
+    """Whether all rows of a clock are exact enough; what more rounds did not make exact is taken as it is, if usable.
+
+    The profile tells the standard errors of all rows.
+    """
+    factor = LENIENCE if lenient else 1.0
+    for key in _keys(orders):
+        row = rows.get(key)
+        if row is None or row.samples < settings.samples:
+            return False
+        if row.time_stderr > factor * TIME_ERROR * row.time_seconds:
+            return False
+        if row.energy_stderr > factor * ENERGY_ERROR * row.energy_joules:
+            return False
+    return True
+
+
+def _judge(running: Plan | None, complete: dict[int, dict[Key, Row]], memory: SweepMemory) -> None:
+    """Count once, for the round that is over, which of its clocks have been asked for in vain."""
+    if running is None or running.generation <= memory.judged:
+        return
+    memory.judged = running.generation
+    for clock in {int(variant.name) for variant in running.variants}:
+        if clock not in complete:
+            memory.tried[clock] = memory.tried.get(clock, 0) + 1
+
+
+def _given_up(memory: SweepMemory, complete: dict[int, dict[Key, Row]], measured: Measured) -> dict[int, str]:
+    return {
+        clock: "the device did not hold it" if clock in measured.not_held else "its figures did not become exact enough"
+        for clock, count in memory.tried.items()
+        if clock not in complete and count >= (1 if clock in measured.not_held else ATTEMPTS)
+    }
+
+
+def _nothing(given_up: dict[int, str]) -> str:
+    reasons = "; ".join(f"{clock} MHz: {reason}" for clock, reason in sorted(given_up.items(), reverse=True)[:3])
+    return (
+        f"fewer than two clocks could be measured ({reasons}): see perseus_gpu_clock_event_active for what holds "
+        "clocks down, or give a profile in spec.profiling.profileRef"
+    )
+
+
+def _typical_blocking(measured: Measured) -> float:
+    powers = [watts for by_clock in measured.blocking.values() if (watts := blocking_watts(by_clock)) is not None]
+    return sum(powers) / len(powers) if powers else 0.0
+
+
+def _round(
+    orders: Sequence[Order], wanted: Sequence[int], highest: int, complete: dict[int, dict[Key, Row]],
+    settings: SweepSettings, replicas: int, iteration_seconds: float,
+) -> Push:  # fmt: skip
+    """Return the iterations of a round: each at one clock, with those at the highest that the bound asks for."""
+    own = iteration_time(orders, highest, complete)
+    scale = iteration_seconds / own if not complete else 1.0
+    turns: list[list[tuple[int, int]]] = []
+    for clock in wanted[:MAXIMUM_CLOCKS]:
+        slowdown = slowdown_at(orders, clock, highest, complete)
+        pause = iterations_between(slowdown, settings.bound)
+        turn = [(clock, 1), *([(highest, pause)] if pause else [])]
+        count = _iterations(orders, clock, complete, settings, replicas, scale)
+        if not complete:
+            count = max(count, math.ceil(STEADY_SECONDS / iteration_seconds))
+        turns.append(turn * count)
+    windows = [window for turn in turns for window in turn][:MAXIMUM_WINDOWS]
+    words = f"{', '.join(str(clock) for clock in wanted)} MHz are next"
+    return Push(tuple(wanted), tuple(_joined(windows)), _progress(len(complete), words))
+
+
+def _iterations(
+    orders: Sequence[Order], clock: int, complete: dict[int, dict[Key, Row]], settings: SweepSettings, replicas: int,
+    scale: float,
+) -> int:  # fmt: skip
+    """Return how many iterations give enough seconds and samples at a clock, and one more for what is left out.
+
+    Times that were not measured yet are right up to a common factor: `scale`.
+    """
+    needed = 1
+    for stage, order in enumerate(orders):
+        counts: dict[Key, int] = {}
+        for step in order:
+            if step.instruction.has_clock:
+                counts[stage, step.instruction] = counts.get((stage, step.instruction), 0) + 1
+        seconds = sum(count * scale * instruction_time(key, clock, complete) for key, count in counts.items())
+        needed = max(
+            [
+                needed,
+                math.ceil(settings.seconds / (max(seconds, 1e-6) * replicas)),
+                *(math.ceil(settings.samples / (count * replicas)) for count in counts.values()),
+            ]
+        )
+    return min(MAXIMUM_ITERATIONS, needed + 1)
+
+
+def _joined(windows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Join neighbours of one clock."""
+    for clock, group in groupby(windows, key=lambda window: window[0]):
+        yield clock, sum(count for _, count in group)
+
+
+def _progress(count: int, words: str) -> str:
+    return f"measured {count} clocks while training goes on; {words}"
+
+
+def _finished(
+    reports: Sequence[RankReport], measurement: str, measured: Measured, complete: dict[int, dict[Key, Row]],
+    given_up: dict[int, str],
+) -> Finished:  # fmt: skip
+    own = [each for each in reports if each.measurement == measurement and each.sweep_iterations]
+    ratios = [
+        (each.sweep_seconds / each.sweep_iterations / each.unlocked_iteration_seconds - 1,
+         each.longest_seconds / each.unlocked_iteration_seconds - 1)
+        for each in own if each.unlocked_iteration_seconds
+    ]  # fmt: skip
+    return Finished(
+        measured=Measured(complete, measured.blocking, measured.not_held),
+        given_up=given_up,
+        iterations=max((each.sweep_iterations for each in own), default=0),
+        slowdown=sum(mean for mean, _ in ratios) / len(ratios) if ratios else 0.0,
+        longest_slowdown=max((longest for _, longest in ratios), default=0.0),
+    )

@@ -1,0 +1,200 @@
+"""Which clocks a sweep measures, how far apart, and when it is over: decided from reports alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from perseus_api.instructions import Instruction
+from perseus_api.measurements import BlockingRow, InstructionRow, RankReport
+from perseus_api.plan import JobReference, Plan
+from perseus_api.profile import parse_profile
+from perseus_api.schedules import Schedule
+from perseus_operator.profiling.bounds import iteration_time, iterations_between, slowdown_at
+from perseus_operator.profiling.choosing import RISES, next_clocks
+from perseus_operator.profiling.document import Subject, profile_csv, profile_header
+from perseus_operator.profiling.merging import Key, Row, merge
+from perseus_operator.profiling.sweeping import (
+    ATTEMPTS,
+    Finished,
+    Hopeless,
+    Push,
+    SweepMemory,
+    SweepSettings,
+    Wait,
+    decide,
+    sweep_plan,
+)
+from perseus_planner import Pipeline
+
+CLOCKS = tuple(range(1410, 205, -15))
+ORDERS = Pipeline(2, 4).orders()
+JOB = JobReference(namespace="team", name="train", uid="uid-1")
+CHEAPEST = 1080
+KEYS: tuple[Key, ...] = tuple(
+    (stage, instruction) for stage in (0, 1) for instruction in (Instruction.FORWARD, Instruction.BACKWARD)
+)
+
+
+def row(key: Key, clock: int, error: float = 0.001) -> Row:
+    """A convex energy with its least at CHEAPEST."""
+    time = (1 + 0.1 * key[0]) * (0.05 if key[1] is Instruction.FORWARD else 0.1) * 1410 / clock
+    return Row(20, time, time * error, 20 * (1 + (1410 / clock - 1410 / CHEAPEST) ** 2), 20 * error)
+
+
+def report(rank: int, clocks: list[int], iteration: int = 100, error: float = 0.001, **changed: object) -> RankReport:
+    rows = tuple(
+        InstructionRow(
+            instruction=key[1], frequency_megahertz=clock, samples=20, time_seconds=found.time_seconds,
+            time_stderr=found.time_stderr, energy_joules=found.energy_joules,
+            energy_stderr=found.energy_joules * error,
+        )
+        for clock in clocks for key in KEYS if key[0] == rank % 2 for found in [row(key, clock, error)]
+    )  # fmt: skip
+    waits = tuple(BlockingRow(frequency_megahertz=clock, seconds=1, watts=80, watts_stderr=1) for clock in clocks)
+    known = {
+        "namespace": "team", "job": "train", "job_uid": "uid-1", "pipeline": rank // 2, "stage": rank % 2,
+        "tensor_rank": 0, "gpu": f"GPU-{rank}", "gpu_model": "A100", "driver": "580", "supported_clocks": CLOCKS,
+        "iteration": iteration, "iteration_begin_seconds": 0.0, "iteration_seconds": 1.0,
+        "unlocked_iteration_seconds": 1.0, "connected": True, "measurement": "m", "steady": True,
+        "sweep_iterations": 10, "sweep_seconds": 10.5, "longest_seconds": 1.3, "rows": rows, "blocking": waits,
+    }  # fmt: skip
+    return RankReport.model_validate({**known, **changed})
+
+
+def play(settings: SweepSettings, error: float = 0.001) -> tuple[Finished | Hopeless, list[Push]]:
+    """Let a perfect device measure whatever is asked for, to the end."""
+    memory, running, rounds = SweepMemory(), None, []
+    clocks: list[int] = []
+    while True:
+        reports = [report(rank, clocks, 10_000 * (len(rounds) + 1), error) for rank in range(4)]
+        step = decide(ORDERS, reports, "m", running, settings, memory)
+        if isinstance(step, (Finished, Hopeless)):
+            return step, rounds
+        assert isinstance(step, Push), step
+        rounds.append(step)
+        running = sweep_plan(JOB, ORDERS, step, 2, 1, "m", len(rounds), 1)
+        clocks = sorted({*clocks, *step.clocks})
+        assert len(rounds) < 200
+
+
+def test_the_full_sweep_goes_down_until_energy_has_risen_five_clocks_in_a_row() -> None:
+    found, rounds = play(SweepSettings(adaptive=False))
+    assert isinstance(found, Finished)
+    measured = sorted(found.measured.rows, reverse=True)
+    assert measured == list(CLOCKS[: len(measured)]), "downward, and none left out"
+    assert sum(clock < CHEAPEST for clock in measured) >= RISES
+    assert rounds[0].clocks == (1410,)
+
+
+def test_the_adaptive_sweep_measures_at_most_a_third_of_that() -> None:
+    full, _ = play(SweepSettings(adaptive=False))
+    found, _ = play(SweepSettings())
+    assert isinstance(found, Finished)
+    assert isinstance(full, Finished)
+    needed = sum(clock >= CHEAPEST for clock in CLOCKS) + RISES
+    assert 5 <= len(found.measured.rows) <= needed / 3
+    assert 1410 in found.measured.rows
+    assert min(found.measured.rows) < CHEAPEST
+
+
+@given(st.sampled_from(CLOCKS), st.floats(0.01, 0.5), st.integers(2, 12), st.sampled_from(["1F1B", "GPipe"]))
+def test_a_slow_iteration_and_those_that_follow_it_keep_the_bound(
+    clock: int, bound: float, microbatches: int, schedule: str
+) -> None:
+    orders = Pipeline(2, microbatches, Schedule(schedule)).orders()
+    measured = {1410: {key: row(key, 1410) for key in KEYS}}
+    slowdown = slowdown_at(orders, clock, 1410, measured)
+    real = iteration_time(orders, clock, {clock: {key: row(key, clock) for key in KEYS}})
+    assert real <= iteration_time(orders, 1410, measured) * (1 + slowdown) * 1.000001, "never longer than predicted"
+    assert slowdown / (1 + iterations_between(slowdown, bound)) <= bound
+
+
+def test_the_windows_of_a_round_keep_the_bound_on_average() -> None:
+    _, rounds = play(SweepSettings(bound=0.05))
+    measured = {1410: {key: row(key, 1410) for key in KEYS}}
+    for each in rounds[1:]:
+        extra = sum(count * slowdown_at(ORDERS, clock, 1410, measured) for clock, count in each.windows)
+        assert extra / each.iterations <= 0.05
+
+
+def test_rows_that_never_become_exact_come_again_and_are_given_up_with_a_reason() -> None:
+    found, rounds = play(SweepSettings(only=(1410, 1395, 1380)), error=0.5)
+    assert isinstance(found, Hopeless)
+    assert "exact" in found.message
+    assert [each.clocks for each in rounds].count((1410,)) == ATTEMPTS
+
+
+def test_what_more_rounds_do_not_make_exact_is_taken_as_it_is_if_usable() -> None:
+    found, rounds = play(SweepSettings(), error=0.015)
+    assert isinstance(found, Finished)
+    assert len(rounds) > 2
+
+
+def test_a_round_is_waited_for_until_every_rank_has_passed_it() -> None:
+    memory = SweepMemory()
+    push = decide(ORDERS, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
+    assert isinstance(push, Push)
+    plan: Plan = sweep_plan(JOB, ORDERS, push, 2, 1, "m", 1, 100)
+    assert plan.sweep is not None
+    late = [report(rank, [1410], plan.sweep.end - (rank == 3)) for rank in range(4)]
+    assert isinstance(decide(ORDERS, late, "m", plan, SweepSettings(), memory), Wait)
+    assert memory.tried == {}, "what is still running is not judged"
+    done = [report(rank, [1410], plan.sweep.end) for rank in range(4)]
+    assert isinstance(decide(ORDERS, done, "m", plan, SweepSettings(), memory), Push)
+
+
+def test_chips_that_still_warm_up_are_waited_for_and_not_held_against_a_clock() -> None:
+    memory, running = SweepMemory(), None
+    for turn in range(2 * ATTEMPTS):
+        cold = [report(rank, [], 10_000 * (turn + 1), steady=rank > 0) for rank in range(4)]
+        push = decide(ORDERS, cold, "m", running, SweepSettings(), memory)
+        assert isinstance(push, Push)
+        assert push.clocks == (1410,)
+        running = sweep_plan(JOB, ORDERS, push, 2, 1, "m", turn + 1, 1)
+
+
+def test_a_clock_that_the_devices_do_not_hold_is_given_up_at_once() -> None:
+    memory = SweepMemory()
+    push = decide(ORDERS, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
+    assert isinstance(push, Push)
+    running = sweep_plan(JOB, ORDERS, push, 2, 1, "m", 1, 1)
+    capped = [report(rank, [], 10_000, not_held={1410: 5}) for rank in range(4)]
+    again = decide(ORDERS, capped, "m", running, SweepSettings(), memory)
+    assert isinstance(again, Push)
+    assert again.clocks == (1395,)
+
+
+def test_a_stage_without_an_agent_is_named() -> None:
+    step = decide(ORDERS, [report(0, [])], "m", None, SweepSettings(), SweepMemory())
+    assert step == Wait("no agent reports a rank of stage 1 yet")
+
+
+def test_replicas_are_averaged_and_another_measurements_rows_are_not_taken() -> None:
+    reports = [report(0, [1410]), report(2, [1410]), report(1, [1410], measurement="old")]
+    measured = merge(reports, "m")
+    assert set(measured.rows[1410]) == {(0, Instruction.FORWARD), (0, Instruction.BACKWARD)}
+    assert measured.rows[1410][0, Instruction.FORWARD].samples == 40
+    assert measured.blocking["A100"][1410].watts == pytest.approx(80)
+
+
+def test_the_profile_reads_back_as_it_was_measured() -> None:
+    found, _ = play(SweepSettings())
+    assert isinstance(found, Finished)
+    subject = Subject(("A100", "H100"), "580", 1, 2, 4, "1F1B", "tiny", "image@sha256:1")
+    assert profile_header(found.measured, subject, "1") is None, "the power of waiting is not known of the H100"
+    header = profile_header(found.measured, Subject(("A100", "A100"), "580", 1, 2, 4, "1F1B"), "1")
+    assert header is not None
+    profile = parse_profile(profile_csv(found.measured), header.model_dump_json(by_alias=True, exclude_defaults=True))
+    assert profile.header.blocking_power_watts == pytest.approx(80)
+    assert len(profile.header.blocking_power_at_clocks) == len(found.measured.rows)
+    for key, entries in profile.measurements.items():
+        for each in entries:
+            expected = row(key, each.frequency_megahertz)
+            assert each.energy_joules == pytest.approx(expected.energy_joules)
+
+
+def test_a_device_with_few_clocks_is_measured_whole() -> None:
+    rows = {clock: {key: row(key, clock) for key in KEYS} for clock in (1410, 1200, 1005)}
+    assert next_clocks((1410, 1200, 1005), rows, 80.0, frozenset(), True) == []
+    assert next_clocks((1410, 1200, 1005), {}, 80.0, frozenset(), True) == [1410]

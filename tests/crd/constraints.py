@@ -69,7 +69,13 @@ def valid_job() -> Document:
         "spec": {
             "suspend": True,
             "mode": "Train",
-            "parallelism": {"stages": 8, "pipelines": 2, "tensorParallel": 1, "microbatches": 12},
+            "parallelism": {
+                "stages": 8,
+                "pipelines": 2,
+                "tensorParallel": 1,
+                "microbatches": 12,
+                "rankOrder": "PipelineStageTensor",
+            },
             "schedule": "1F1B",
             "objective": {"type": "MaxSlowdown", "maxSlowdownPercent": 5},
             "profiling": {

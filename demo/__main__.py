@@ -18,13 +18,13 @@ OUTPUT = Path("build/demo")
 def main() -> int:
     """Run the demonstration; return the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description="From kubectl apply to energy saved.")
-    parser.add_argument("--given-profile", action="store_true", help="give a profile instead of measuring one")
-    given = parser.parse_args().given_profile
+    parser.add_argument("--measured-profile", action="store_true", help="measure the profile while the job trains")
+    measured = parser.parse_args().measured_profile
     narrator = Narrator()
     narrator.heading("A real Kubernetes on this machine, the project's images, the operator by helm install")
     try:
         installation = install(narrator.say)
-        run = run_scenario(installation, narrator, given_profile=given)
+        run = run_scenario(installation, narrator, measured_profile=measured)
     except TestbedError as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 2

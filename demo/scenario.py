@@ -61,7 +61,7 @@ class Run:
 
 
 def run_scenario(
-    installation: Installation, narrator: Narrator, namespace: str = "default", given_profile: bool = False
+    installation: Installation, narrator: Narrator, namespace: str = "default", measured_profile: bool = False
 ) -> Run:
     """Play the whole story on a cluster that has the operator and 16 simulated GPUs.
 
@@ -69,17 +69,17 @@ def run_scenario(
         installation: of the product.
         narrator: tells the story.
         namespace: of the job.
-        given_profile: whether the job comes with a profile; else it is measured while it trains.
+        measured_profile: whether the profile is measured while the job trains; else the job comes with one.
 
     Raises:
         TimeoutError: something that should happen did not; the text says what.
     """
     with Recorder(lambda: installation.read_sample(namespace, JOB)) as recorder:
-        example = GIVEN_EXAMPLE if given_profile else MEASURED_EXAMPLE
+        example = MEASURED_EXAMPLE if measured_profile else GIVEN_EXAMPLE
         story = _Story(installation, narrator, namespace, recorder, example)
         story.apply()
         baseline = story.run_unlocked()
-        profiling = None if given_profile else story.watch_the_sweep()
+        profiling = story.watch_the_sweep() if measured_profile else None
         planned = story.run_planned(baseline)
         straggler, reaction = story.heat_a_gpu(baseline, planned)
         recovered, recovery = story.cool_the_gpu(planned, reaction)

@@ -40,13 +40,6 @@ def test_the_story_ran_on_a_real_kubernetes_with_sixteen_gpus(report: dict[str, 
     assert all(phase["iterations"] >= 3 for phase in report["phases"])
 
 
-def test_the_profile_was_measured_while_the_job_trained(report: dict[str, Any]) -> None:
-    profiling = report["profiling"]
-    assert profiling["clocks"] >= 5
-    assert profiling["iterations_lost"] == 0
-    assert profiling["slowdown_percent"] <= 10.0
-
-
 def test_the_plan_saves_at_least_fourteen_percent(report: dict[str, Any]) -> None:
     assert report["savings_percent"] >= 14.0
 

@@ -73,7 +73,7 @@ class Registry:
         self._accounts: dict[RankKey, RankAccount] = {}
         self._followers: dict[RankKey, Lease] = {}
         self._pods: dict[RankKey, str] = {}
-        self._closed: dict[RankKey, tuple[RankAccount, float]] = {}  # until when they are shown
+        self._closed: dict[RankKey, tuple[RankAccount, float, str]] = {}  # until when they are shown; the job's UID
         self._processes: dict[str, int] = {}  # by GPU
         self._caretakers: dict[str, Caretaker] = {}
         plans.on_change = self._plan_changed
@@ -115,7 +115,7 @@ class Registry:
             # Else the two would take the lease from each other again and again.
             if holder is not None and before != process and holder.is_open and _lives(before):
                 raise AnotherProcess(f"{key.gpu} is leased to process {before} of the same pod: connect in one process")
-            self._closed.pop(key, None)  # a pod of the same name on the same GPU opens new books
+            self._forget_closed(key, pod)
             account = self._accounts.get(key)
             if account is None:
                 account = self._accounts[key] = RankAccount()
@@ -149,7 +149,7 @@ class Registry:
         with self._mutex:
             leases = [lease for lease in self._leases.values() if lease.pod.uid == pod.uid]
             for key in [key for key, uid in self._pods.items() if uid == pod.uid]:
-                self._closed[key] = (self._accounts[key], time.monotonic() + SHOW_CLOSED_SECONDS)
+                self._closed[key] = (self._accounts[key], time.monotonic() + SHOW_CLOSED_SECONDS, pod.job_uid)
                 del self._pods[key], self._accounts[key], self._followers[key]
         for lease in leases:
             lease.end()
@@ -161,7 +161,15 @@ class Registry:
         now = time.monotonic()
         with self._mutex:
             self._closed = {key: each for key, each in self._closed.items() if now < each[1]}
-            return [(key, account) for key, (account, _) in self._closed.items()]
+            return [(key, account) for key, (account, *_) in self._closed.items()]
+
+    def _forget_closed(self, key: RankKey, pod: Pod) -> None:
+        """A pod opens new books: those of its own name, and of a job of this name that was there before, are over."""
+        self._closed = {
+            each: books
+            for each, books in self._closed.items()
+            if each != key and ((each.namespace, each.job) != (key.namespace, key.job) or books[2] == pod.job_uid)
+        }
 
     def end_all(self, timeout_seconds: float) -> None:
         """End every lease and give every clock back, waiting for devices that are slow to answer, up to a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,21 @@ def test_a_trainer_that_comes_again_takes_its_own_place(tmp_path: Path) -> None:
     assert books.leases() == [again]
     books.finished(first)
     assert books.leases() == [again]
+
+
+def test_books_of_a_pod_that_went_are_shown_for_a_while_but_not_beside_a_later_job_of_the_same_name(
+    tmp_path: Path,
+) -> None:
+    books = registry(tmp_path, PlanStore())
+    first: Any = RecordedLease()
+    books.serve(KEY, POD, os.getpid(), lambda *_: first)
+    books.pod_gone(POD)
+    books.finished(first)
+    assert [key for key, _ in books.closed_books()] == [KEY]
+    same_job = replace(KEY, stage=1, pod="gpt-1", gpu="GPU-other")
+    other_rank: Any = RecordedLease(Pod(uid(1), "research", "gpt-1", "Running", "gpt", "job-1", 1, None))
+    books.serve(same_job, other_rank.pod, os.getpid(), lambda *_: other_rank)
+    assert [key for key, _ in books.closed_books()] == [KEY], "a job that was resumed counts what it did before"
+    later: Any = RecordedLease(Pod(uid(2), "research", "gpt-0", "Running", "gpt", "job-2", 0, None))
+    books.serve(replace(KEY, pod="gpt-0-later", gpu="GPU-third"), later.pod, os.getpid(), lambda *_: later)
+    assert books.closed_books() == []

@@ -87,7 +87,7 @@ def test_the_command_asks_the_api_server_and_creates_nothing(bare: BareCluster) 
 def run(bare: BareCluster) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "KUBECONFIG": str(bare.kubeconfig),
+        "KUBECONFIG": str(bare.plane.kubeconfig),
         "PERSEUS_OPERATOR_NAMESPACE": SYSTEM,
         "PERSEUS_OPERATOR_DEPLOYMENT": "own",
         ENV_DAEMON_SET: "own",

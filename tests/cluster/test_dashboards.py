@@ -13,11 +13,14 @@ from testbed.installation import Installation
 
 pytestmark = pytest.mark.cluster
 NAMES = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
+# Empty is its good news, and here the job saves; tests/dashboards shows it with one that does not.
+GOOD_NEWS = {"Jobs that do not save now, and why"}
 SOURCES = [
     (name, each.get("title") or f"annotation {each['name']}", each)
     for name in NAMES
     for dashboard in [load_dashboard(name)]
     for each in [*dashboard["panels"], *(dashboard.get("annotations") or {}).get("list", [])]
+    if each.get("title") not in GOOD_NEWS
 ]
 
 

@@ -63,11 +63,8 @@ class IterationHook:
     def __enter__(self) -> None:
         self._session.begin_iteration(self._index)
 
-    def __exit__(self, *raised: object) -> None:
-        if any(raised):
-            self._session.break_iteration()
-        else:
-            self._session.end_iteration()
+    def __exit__(self, *_: object) -> None:
+        self._session.end_iteration()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Make each call of the function an iteration."""

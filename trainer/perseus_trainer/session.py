@@ -120,10 +120,6 @@ class Session:
         if self._recorder is not None:
             self._recorder.end_iteration()
 
-    def break_iteration(self) -> None:
-        """An exception left the iteration: nobody is told that it ended, so that it is not counted as a whole one."""
-        self.in_iteration = False
-
     def mark(self, kind: int, arguments: tuple[int, int, int]) -> None:
         """Tell of one instruction's boundary; never waits for the agent, never raises."""
         if not self.in_iteration:

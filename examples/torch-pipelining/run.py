@@ -58,6 +58,8 @@ def train(node: SimulatedNode, arguments: argparse.Namespace) -> int:
         environment = {
             **os.environ,
             ENV_STATE: str(node.path),
+            # DeepSpeed sets it, and torch would then take the simulated NVML for a GPU to compute on.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "0",
             "PERSEUS_NAMESPACE": "default",
             "PERSEUS_JOB": "torch-pipelining",
             "PERSEUS_RANK": str(rank),

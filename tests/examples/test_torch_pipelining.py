@@ -80,6 +80,8 @@ class Job:
         for rank, gpu in enumerate(node.gpus):
             environment = {
                 **simulator_environment(node),
+                # DeepSpeed sets it where it is imported, and torch would take the simulated NVML for a GPU.
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "0",
                 names.ENV_SOCKET: str(agent.path),
                 names.ENV_NAMESPACE: "research",
                 names.ENV_JOB: "gpt",

@@ -123,7 +123,7 @@ class Registry:
                 if measured is not None:
                     account.resume(measured)
             lease = make(caretaker, account)
-            lease.on_measured = lambda: self._baselines.save(pod.uid, astuple(key), account.unlocked)
+            lease.on_measured = lambda: self._keep_baseline(key, pod, account)
             lease.begin()
             self._leases[key.gpu] = lease
             self._processes[key.gpu] = process
@@ -162,6 +162,12 @@ class Registry:
         with self._mutex:
             self._closed = {key: each for key, each in self._closed.items() if now < each[1]}
             return [(key, account) for key, (account, *_) in self._closed.items()]
+
+    def _keep_baseline(self, key: RankKey, pod: Pod, account: RankAccount) -> None:
+        """Keep what was measured, unless the pod is gone: a lease that ends may measure its last iteration then."""
+        with self._mutex:
+            if self._pods.get(key) == pod.uid:
+                self._baselines.save(pod.uid, astuple(key), account.unlocked)
 
     def _forget_closed(self, key: RankKey, pod: Pod) -> None:
         """A pod opens new books: those of its own name, and of a job of this name that was there before, are over."""

@@ -9,7 +9,7 @@ from perseus_daemonset.follower import RankPlan
 from perseus_daemonset.instructions import InstructionBooks, InstructionTimes
 
 TIMES = {"F": {810: 2.0, 1410: 1.0}, "F1": {810: 4.0, 1410: 3.0}, "O": {0: 0.5}}
-PLAN = RankPlan(1, 1, "FB", (810, 1005), 80.0, 1.0, 5.0, TIMES)
+PLAN = RankPlan(1, 1, "FB", (810, 1005), 80.0, 1.0, 5.0, seconds=TIMES)
 FORWARD = Instruction.FORWARD
 
 

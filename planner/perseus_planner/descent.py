@@ -4,7 +4,7 @@ The state is a flow that is cheapest for the present T, with potentials (event t
 tight residual arcs are kept, as in the max-flow algorithm of Boykov and Kolmogorov (2004): one of events that the
 source reaches, one of events that reach the sink. Where they touch, flow is pushed along the path through both, and
 only what hung behind a saturated arc falls out of its tree. (Looking for a new parent for it first, as they do, is
-wasted here: in pipelines one orphan in ten thousand found one.) When nothing is tight between the trees, T falls: all
+wasted here: in pipelines few of them find one.) When nothing is tight between the trees, T falls: all
 events of the source's tree move together, so every arc across the cut loses slack at the same rate. A heap keyed by
 slack plus the movement so far at insertion therefore stays valid without updates, and an event's potential is kept
 relative to the movement while it belongs to the tree. Arcs enter the heap only when T is about to fall, for events

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+MANY_PIPELINES = 65_536  # as many as a job may have: for who is not told how many there are
+
 
 class RankOrder(StrEnum):
     """Which coordinate varies slowest, to fastest."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perseus_api import names
-from perseus_api.ranks import RankOrder, RankShape
+from perseus_api.ranks import MANY_PIPELINES, RankOrder, RankShape
 
 _FINISHED = ("Succeeded", "Failed")
-MANY_PIPELINES = 65_536  # where the pod's variables do not say how many
 
 
 @dataclass(frozen=True)

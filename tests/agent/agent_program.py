@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perseus_api.ranks import RankShape
+from perseus_api.ranks import MANY_PIPELINES, RankShape
 from perseus_daemonset.journal import Journal, sole_holder
 from perseus_daemonset.nvml import Nvml
-from perseus_daemonset.pods import MANY_PIPELINES, Pod
+from perseus_daemonset.pods import Pod
 from perseus_daemonset.release import release_journalled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     """etcd and an API server of their own on loopback, with the CRD and the operator's namespace."""
     with running(tmp_path_factory.mktemp("bare")) as plane:
         yield BareCluster(plane)
+
+
+@pytest.fixture
+def home(bare: BareCluster) -> Iterator[str]:
+    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    bare.kubectl("create", "namespace", name)
+    yield name
+    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
+        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +23,6 @@ from bare import (
 )
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def home(bare: BareCluster) -> Iterator[str]:
-    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"team-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
-    yield name
-    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
 
 
 def settle(bare: BareCluster, namespace: str, job: str = "train") -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +39,6 @@ def test_a_workload_says_how_it_stands(kind: ForeignKind) -> None:
 def test_only_ready_pods_count_with_the_gpus_that_they_ask_for() -> None:
     assert ready_gpus([pod("a", ready=True), pod("b", ready=False)]) == 8
     assert ready_gpus([]) == 0
-
-
-@pytest.fixture
-def home(bare: BareCluster) -> Iterator[str]:
-    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"team-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
-    yield name
-    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
 
 
 @pytest.mark.cluster

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perseus_api import names
-from perseus_api.ranks import RankOrder, RankShape
-
-_MANY_PIPELINES = 65_536  # where the environment does not say how many
+from perseus_api.ranks import MANY_PIPELINES, RankOrder, RankShape
 
 
 class EnvironmentProblem(ValueError):
@@ -68,7 +66,7 @@ def _shape(given: Mapping[str, str]) -> RankShape:
         raise EnvironmentProblem(f"{names.ENV_RANK_ORDER} must be one of {known}, not {order[:40]!r}")
     return RankShape(
         _number(given, names.ENV_STAGES, 1),
-        _number(given, names.ENV_PIPELINES, 1, default=_MANY_PIPELINES),
+        _number(given, names.ENV_PIPELINES, 1, default=MANY_PIPELINES),
         _number(given, names.ENV_TENSOR_PARALLEL, 1, default=1),
         RankOrder(order),
     )

@@ -1,7 +1,8 @@
-"""All jobs' ledgers, brought up to date by one query every few seconds; writing them down is the visits' work.
+"""All jobs' ledgers, brought up to date and shown by one query every few seconds; writing them down is the visits' work.
 
 A ledger is opened by the first visit to its job, from what an earlier operator wrote. The window of the query reaches
-back to the oldest reading, so that what happened while no operator ran is counted, once.
+back to the oldest reading, so that what happened while no operator ran is counted, once. Figures are shown only after a
+reading, never as they were opened, so that they do not go back when an operator dies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from perseus_operator import metrics
 from perseus_operator.counters import OVERLAP_SECONDS, JobKey, JobReadings
 from perseus_operator.ledger import Ledger, Situation
 from perseus_operator.prometheus import NoAnswer
@@ -94,7 +96,7 @@ class Accounts:
             await asyncio.sleep(max(1.0, ROUND_SECONDS - (time.monotonic() - begin)))
 
     async def read(self, source: CounterSource) -> None:
-        """Bring the ledgers up to date.
+        """Bring the ledgers up to date, and show them on the metrics page.
 
         Raises:
             NoAnswer: the counters are not to be had now; the next reading reaches further back.
@@ -111,6 +113,8 @@ class Accounts:
             foreign = self._gone.get(key, (0.0, frozenset()))[1]
             before = ledger.totals.model_copy()
             ledger.take(found.get(key, JobReadings()), now, self._situation(key), since, foreign)
+            if ledger.totals.energy_joules > 0:
+                metrics.tell_totals(*key, ledger.totals)
             if ledger.totals != before:
                 self._ask_in_time(key)
 

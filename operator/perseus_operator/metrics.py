@@ -98,7 +98,7 @@ def forget_job(namespace: str, job: str, pipelines: int) -> None:
 
 
 def tell_totals(namespace: str, job: str, totals: Totals) -> None:
-    """Export a job's books, as they were last written down."""
+    """Export a job's books, as they stand."""
     ENERGY_JOULES.labels(namespace, job).set(totals.energy_joules)
     ITERATIONS.labels(namespace, job).set(totals.iterations)
     BASELINE_JOULES.labels(namespace, job, "measured").set(totals.measured_joules)

@@ -1,6 +1,6 @@
 """The step that keeps a job's books: opens its ledger, writes it down every minute, and reports when training ended.
 
-Figures are told (status, metrics) only once they are written down, so that they never go back when the operator dies.
+The status tells figures only once they are written down, so that they never go back when the operator dies.
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ class AccountStep:
         if ledger is None:
             ledger = Ledger(builder.uid)
         else:
-            self._tell(visit.key, ledger.totals.model_copy())
+            self._written[visit.key] = (time.monotonic(), ledger.totals.model_copy())
         if keep:
             self._accounts.open(visit.key, ledger)
+        elif ledger.totals.energy_joules > 0:
+            metrics.tell_totals(*visit.key, ledger.totals)
         return ledger
 
     async def _finish(
@@ -99,11 +101,7 @@ class AccountStep:
         totals = ledger.totals.model_copy()
         encoded = base64.b64encode(ledger.encode()).decode()
         await self._api.apply(builder.report_config_map(report_json(totals, report), encoded))
-        self._tell(visit.key, totals)
-
-    def _tell(self, key: JobKey, totals: Totals) -> None:
-        self._written[key] = (time.monotonic(), totals)
-        metrics.tell_totals(*key, totals)
+        self._written[visit.key] = (time.monotonic(), totals)
 
 
 def _decoded(config_map: Document | None, uid: str) -> Ledger | None:

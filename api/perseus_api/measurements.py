@@ -28,9 +28,10 @@ class _Document(BaseModel):
 
 
 class InstructionRow(_Document):
-    """One instruction at one clock.
+    """One instruction of one model chunk at one clock.
 
     Attributes:
+        chunk: model chunk of the rank.
         samples: instructions whose time counts.
         time_seconds: mean time.
         time_stderr: its standard error.
@@ -39,6 +40,7 @@ class InstructionRow(_Document):
     """
 
     instruction: Instruction
+    chunk: Annotated[int, Field(ge=0, le=255)] = 0
     frequency_megahertz: Clock
     samples: Index
     time_seconds: Seconds

@@ -81,21 +81,17 @@ class Rig:
         Raises:
             RuntimeError: nothing could be measured, or training ended; the text says why.
         """
-        orders = self.pipeline.orders()
         memory, running = SweepMemory(), None
         while True:
             if any(rank.poll() is not None for rank in self.ranks):
                 raise RuntimeError("a rank ended")
             reports = self.reports()
-            step = decide(orders, reports, measurement, running, settings, memory)
+            step = decide(self.pipeline, reports, measurement, running, settings, memory)
             if isinstance(step, Finished):
                 return step
             if isinstance(step, Push):
                 first = max(first_iteration, next_iteration(reports, time.time(), 0.3))
-                running = sweep_plan(
-                    JOB, orders, step, self.pipelines, self.pipeline.tensor_parallel, measurement,
-                    self.generation + 1, first,
-                )  # fmt: skip
+                running = sweep_plan(JOB, self.pipeline, step, self.pipelines, measurement, self.generation + 1, first)
                 self.push(running)
                 tell(f"iteration {first}: {step.message}; {step.iterations} iterations")
             elif not isinstance(step, Wait):
@@ -137,6 +133,7 @@ def running_job(
                 names.ENV_SOCKET: agent.path, names.ENV_JOB: "gpt", names.ENV_NAMESPACE: "research",
                 names.ENV_RANK: rank, names.ENV_STAGES: pipeline.stages, names.ENV_PIPELINES: pipelines,
                 names.ENV_MICROBATCHES: pipeline.microbatches, names.ENV_SCHEDULE: pipeline.schedule.value,
+                names.ENV_CHUNKS: pipeline.chunks,
                 names.ENV_GPU_UUID: node.gpus[rank].uuid, ENV_PEER_ADDRESSES: addresses,
             }  # fmt: skip
             rig.ranks.append(_start(rank, folder, {**environment, **{k: str(v) for k, v in variables.items()}}, agent))

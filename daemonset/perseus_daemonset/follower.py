@@ -32,6 +32,7 @@ class RankPlan:
 
     Attributes:
         order: instructions by letter.
+        chunks: model chunk of each; empty where all are 0, or the plan does not say.
         clocks: of each, in MHz; 0 where it has none.
         seconds: what they take by the profile (`perseus_api.durations`).
         windows: of a sweep, in place of `clocks`; outside of them the GPU is unlocked.
@@ -49,6 +50,7 @@ class RankPlan:
     predicted_joules: float
     windows: tuple[RankWindow, ...] = ()
     measurement: str = ""
+    chunks: tuple[int, ...] = ()
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     upcoming: tuple[int, ...] = field(init=False)
 
@@ -82,6 +84,7 @@ class RankPlan:
                 for window in (plan.sweep.windows if plan.sweep else ())
             ),
             measurement=plan.sweep.measurement if plan.sweep else "",
+            chunks=plan.chunks[stage] if plan.chunks else (),
         )
 
     def clocks_in(self, iteration: int) -> tuple[int, ...]:
@@ -226,6 +229,9 @@ class Follower:
         if boundary.instruction.code != expected:
             kind = "order" if expected else "surplus"
             self._stray(kind, f"{boundary.instruction.value} came where {_name(expected)}")
+        elif plan.chunks and boundary.chunk != plan.chunks[self._position]:
+            what = f"{boundary.instruction.value} of chunk {boundary.chunk}"
+            self._stray("order", f"{what} came where that of chunk {plan.chunks[self._position]} follows in the plan")
         elif boundary.kind is BoundaryKind.INSTRUCTION_END:
             self._position += 1
 

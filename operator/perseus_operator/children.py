@@ -15,6 +15,7 @@ from perseus_api import names
 from perseus_api.job import PerseusJobSpec
 
 from perseus_operator.settings import Settings
+from perseus_operator.shapes import pipeline_of_job
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
@@ -269,6 +270,7 @@ class Builder:
             names.ENV_MICROBATCHES: parallelism.microbatches,
             names.ENV_RANK_ORDER: parallelism.rank_order.value,
             names.ENV_SCHEDULE: self._spec.schedule.value,
+            names.ENV_CHUNKS: parallelism.chunks,
             names.ENV_COORDINATOR: f"{name}-0.{name}",
         }
         found: list[Document] = [{"name": name, "value": str(value)} for name, value in values.items()]
@@ -278,13 +280,16 @@ class Builder:
         return found
 
     def _shape(self) -> str:
-        parallelism = self._spec.parallelism
+        pipeline = pipeline_of_job(self._spec)
         shape = {
-            "stages": parallelism.stages,
-            "microbatches": parallelism.microbatches,
-            "tensorParallel": parallelism.tensor_parallel,
-            "schedule": self._spec.schedule.value,
+            "stages": pipeline.stages,
+            "microbatches": pipeline.microbatches,
+            "tensorParallel": pipeline.tensor_parallel,
+            "schedule": pipeline.schedule.value,
         }
+        # What is as it always was stands as it always did: by it an optimisation Job is named.
+        if pipeline.chunks > 1:
+            shape["chunks"] = pipeline.chunks
         return json.dumps(shape, sort_keys=True)
 
     def _labels(self, component: str) -> dict[str, str]:

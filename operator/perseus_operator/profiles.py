@@ -11,11 +11,11 @@ from typing import Any
 from perseus_api import names
 from perseus_api.conditions import Reason
 from perseus_api.errors import DocumentError
-from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
 from perseus_api.profile import Profile, parse_profile
 
 from perseus_operator.memory import Memory
+from perseus_operator.shapes import needed_rows, pipeline_of_job
 
 # Parsed profiles kept in memory: of the models that a cluster trains at one time.
 MAXIMUM_PROFILES = 64
@@ -132,21 +132,26 @@ def check_profile(spec: PerseusJobSpec, name: str, profile: Profile) -> None:
     Raises:
         ProfileProblem: it does not.
     """
-    stages = spec.parallelism.stages
+    pipeline = pipeline_of_job(spec)
+    stages = pipeline.virtual_stages
     if stages > profile.stages:
+        asked = f"spec.parallelism.stages is {stages}"
+        if pipeline.chunks > 1:
+            asked = (
+                f"spec.parallelism has {stages} virtual stages (stages {pipeline.stages} x chunks {pipeline.chunks})"
+            )
         raise ProfileProblem(
             Reason.PROFILE_TOO_SMALL,
-            f"spec.parallelism.stages is {stages}, but the profile in ConfigMap {name} has {profile.stages} stages; "
+            f"{asked}, but the profile in ConfigMap {name} has {profile.stages} stages; "
             "measure the others, or lower spec.parallelism.stages",
         )
-    for stage in range(stages):
-        for instruction in (Instruction.FORWARD, Instruction.BACKWARD):
-            if (stage, instruction) not in profile.measurements:
-                raise ProfileProblem(
-                    Reason.PROFILE_INVALID,
-                    f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
-                    "clocks or more",
-                )
+    for stage, instruction in needed_rows(pipeline, spec.schedule):
+        if (stage, instruction) not in profile.measurements:
+            raise ProfileProblem(
+                Reason.PROFILE_INVALID,
+                f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}, which spec.schedule "
+                f"{spec.schedule.value} runs; measure it at two clocks or more",
+            )
 
 
 def profile_checksum(csv_text: str, header_text: str) -> str:

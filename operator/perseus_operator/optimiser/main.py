@@ -82,8 +82,8 @@ def compute(folder: Path) -> Frontier:
     expected = os.environ.get(ENV_CHECKSUM, checksum)
     if checksum != corrections.profile or corrections.checksum != expected:
         raise DocumentError("the profile was changed while it was optimised; it is optimised again")
-    pipeline = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel)
-    profile = corrections.apply(parse_profile(csv_text, header))
+    pipeline = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel, shape.chunks)
+    profile = corrections.apply(parse_profile(csv_text, header), pipeline)
     return frontier(profile, pipeline, profile_checksum=expected)
 
 

@@ -17,8 +17,6 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.job import CacheUse, PerseusJobSpec, ProfilingMode, RunMode, SweepType
 from perseus_api.measurements import RankReport
 from perseus_api.plan import JobReference, Plan
-from perseus_api.schedules import Schedule
-from perseus_planner import Order, Pipeline
 
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, Api
@@ -39,6 +37,7 @@ from perseus_operator.profiling.sweeping import (
     sweep_plan,
 )
 from perseus_operator.settings import Settings
+from perseus_operator.shapes import pipeline_of_job
 from perseus_operator.steps.plan import decoded_plan
 from perseus_operator.visit import Visit
 
@@ -166,8 +165,8 @@ class ProfileStep:
         memory = self._memory(visit.key, measurement)
         bound = UNBOUNDED if spec.profiling.mode is ProfilingMode.PODS else spec.profiling.max_slowdown_percent / 100
         settings = SweepSettings(bound=bound, adaptive=spec.profiling.sweep is SweepType.ADAPTIVE)
-        orders = await asyncio.to_thread(_orders, spec)
-        step = await asyncio.to_thread(decide, orders, reports, measurement, running, settings, memory)
+        pipeline = pipeline_of_job(spec)
+        step = await asyncio.to_thread(decide, pipeline, reports, measurement, running, settings, memory)
         if isinstance(step, Finished):
             return await self._keep(visit, builder, spec, step, subject)
         reason = Reason.PROFILING_FAILED if isinstance(step, Hopeless) else Reason.PROFILING
@@ -178,9 +177,7 @@ class ProfileStep:
             first = next_iteration(reports, time.time(), NOTICE_SECONDS)
             if before is None:
                 first = max(first, spec.accounting.baseline_iterations + 1)
-            plan = sweep_plan(
-                reference, orders, step, pipelines, spec.parallelism.tensor_parallel, measurement, generation + 1, first
-            )
+            plan = sweep_plan(reference, pipeline, step, pipelines, measurement, generation + 1, first)
             await self._api.apply(builder.plan_config_map(base64.b64encode(plan.encode()).decode()))
             logger.info("%s/%s: sweep %d from iteration %d: %s", *visit.key, plan.generation, first, step.message)
         return False
@@ -243,11 +240,6 @@ class ProfileStep:
         return known[1]
 
 
-def _orders(spec: PerseusJobSpec) -> tuple[Order, ...]:
-    parallelism = spec.parallelism
-    return Pipeline(parallelism.stages, parallelism.microbatches, Schedule(spec.schedule.value)).orders()
-
-
 def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pods: list[Document]) -> Subject | None:
     """Return what is measured; None until the GPU of every stage is known, and where replicas of a stage differ."""
     models: dict[int, set[str]] = {}
@@ -266,6 +258,7 @@ def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pod
         schedule=spec.schedule.value,
         model=(job["metadata"].get("labels") or {}).get(names.LABEL_MODEL, ""),
         image=image_of(pods),
+        chunks=spec.parallelism.chunks,
     )
 
 

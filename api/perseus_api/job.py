@@ -40,7 +40,10 @@ class ObjectiveType(StrEnum):
 
 
 class Parallelism(_Part):
-    """How the model is cut; stages x pipelines x tensor parallel degree ranks of one GPU each, with so many chunks."""
+    """How the model is cut; stages x pipelines x tensor parallel degree ranks of one GPU each.
+
+    `microbatches` and `chunks` say what training is to run; with the schedule RECORDED what it was seen to run counts.
+    """
 
     stages: Annotated[int, Field(ge=1, le=256)]
     pipelines: Annotated[int, Field(ge=1, le=65_536)]

@@ -1,6 +1,8 @@
 """The names of pipeline schedules, as they stand in a PerseusJob's spec and in documents.
 
-Two lists: `Schedule` is what can be planned, `JobSchedule` what the CRD accepts for ``spec.schedule``.
+Two lists: `Schedule` is what can be planned, `JobSchedule` what the CRD accepts for ``spec.schedule``. They differ in
+one word: orders that are given to the planner (`Schedule.CUSTOM`) are, for a job, those that its ranks were seen to run
+(`JobSchedule.RECORDED`).
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ class JobSchedule(StrEnum):
     EARLY_RECOMPUTE_1F1B = Schedule.EARLY_RECOMPUTE_1F1B.value
     ZB_H1 = Schedule.ZB_H1.value
     ZBV = Schedule.ZBV.value
+    RECORDED = "Recorded"
 
     @property
     def planned(self) -> Schedule:
         """The planner's word for it."""
-        return Schedule(self.value)
+        return Schedule.CUSTOM if self is JobSchedule.RECORDED else Schedule(self.value)

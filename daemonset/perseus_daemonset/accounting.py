@@ -14,6 +14,7 @@ from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
 from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
+from perseus_daemonset.ordering import OrderBooks
 
 MEASURED, PREDICTED = "measured", "predicted"
 _NANOSECONDS = 1_000_000_000
@@ -34,6 +35,7 @@ class RankAccount:
         begin_wall_seconds: wall-clock time at which the current iteration began.
         measurer: measures instructions while a sweep runs; None before the first.
         instructions: how long they take.
+        order: in which they ran.
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,7 @@ class RankAccount:
         self.begin_wall_seconds: float | None = None
         self.measurer: Measurer | None = None
         self.instructions = InstructionBooks()
+        self.order = OrderBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
@@ -89,6 +92,7 @@ class RankAccount:
             self._close(self._end[1], self._end[2], plan)
         self._begin = self._end = None
         self.instructions.interrupted()
+        self.order.interrupted()
 
     def locked(self) -> None:
         """The GPU is locked at some moment of this iteration."""

@@ -218,6 +218,7 @@ class Lease:
         last = taken[-1][0] if taken else None
         for boundary, finished_order in taken:
             self.account.instructions.take(boundary, before, plan)
+            self.account.order.take(boundary)
             if boundary.kind is BoundaryKind.ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
                 self._begin_iteration(boundary, plan, boundary is begins[-1])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
+from perseus_api.profile import Profile
 from perseus_api.schedules import JobSchedule
 from perseus_planner import Pipeline
 
@@ -14,7 +15,7 @@ _SPLIT = (Instruction.FORWARD, Instruction.BACKWARD_INPUT, Instruction.BACKWARD_
 
 
 def pipeline_of_job(spec: PerseusJobSpec) -> Pipeline:
-    """Return the pipeline of a job."""
+    """Return the pipeline of a job whose schedule has a name; for others see `perseus_planner.recorded`."""
     parallelism = spec.parallelism
     return Pipeline(
         parallelism.stages,
@@ -33,3 +34,26 @@ def needed_rows(pipeline: Pipeline, schedule: JobSchedule) -> Iterator[tuple[int
             yield stage, instruction
         if schedule is JobSchedule.EARLY_RECOMPUTE_1F1B and stage < pipeline.virtual_stages - 1:
             yield stage, Instruction.RECOMPUTE
+
+
+def rows_of_orders(pipeline: Pipeline) -> set[tuple[int, Instruction]]:
+    """Return what a profile must hold for orders that were recorded, by virtual stage."""
+    return {
+        (pipeline.virtual_stage(rank, chunk), instruction)
+        for rank, order in enumerate(pipeline.orders())
+        for instruction, chunk in {(step.instruction, step.chunk) for step in order}
+    }
+
+
+def as_seen(profile: Profile, pipeline: Pipeline) -> Profile:
+    """Return a profile without the fixed instructions that ranks were not seen to tell.
+
+    The planner would put them into the orders, and agents wait for them in vain. Transfers stand in no order.
+    """
+    seen = rows_of_orders(pipeline)
+    kept = {
+        row: measured
+        for row, measured in profile.measurements.items()
+        if row[1].has_clock or row[1] is Instruction.P2P or row in seen
+    }
+    return Profile(profile.header, kept)

@@ -1,4 +1,4 @@
-"""Real training processes with two chunks on each rank under the real agent: the plan's clocks reach each chunk."""
+"""Real training processes with two chunks on each rank under the real agent: seen, planned, followed by chunk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 from agent_process import eventually
+from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
+from perseus_api.orders import PipelineOrders
 from perseus_api.plan import Plan
-from perseus_api.schedules import Schedule
+from perseus_api.schedules import JobSchedule, Schedule
 from perseus_operator.planning import Stragglers, make_plan
-from perseus_planner import Pipeline, frontier
+from perseus_operator.recording import orders_of
+from perseus_planner import Order, Pipeline, Step, frontier
+from perseus_planner.recorded import recorded_pipeline
 from perseus_simulator.node import SimulatedGpu
 from perseus_simulator.testing import SPLIT, WHOLE, example_profile
 
@@ -25,8 +29,9 @@ def planned(rig: Rig, truth: Pipeline, generation: int, first: int) -> Plan:
     instructions = SPLIT if truth.schedule is Schedule.ZBV else WHOLE
     made = frontier(example_profile(4, 0.04, instructions), truth, plans=10)
     parallelism = {"stages": 2, "pipelines": 1, "microbatches": truth.microbatches, "chunks": truth.chunks}
+    named = JobSchedule.RECORDED if truth.schedule is Schedule.CUSTOM else truth.schedule
     spec = PerseusJobSpec.parse(
-        {"parallelism": parallelism, "schedule": truth.schedule.value, "template": {},
+        {"parallelism": parallelism, "schedule": named.value, "template": {},
          "objective": {"type": "MinimumEnergy"}}
     )  # fmt: skip
     return make_plan(JOB, spec, made, Stragglers(), generation, first)
@@ -35,6 +40,11 @@ def planned(rig: Rig, truth: Pipeline, generation: int, first: int) -> Plan:
 def ranks(rig: Rig) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = rig.agent.counters()["report"]["ranks"]
     return found
+
+
+def are_following(rig: Rig) -> bool:
+    """Whether all ranks run the first plan."""
+    return all(each["state"] == "following" and each["generation"]["active"] == 1 for each in ranks(rig))
 
 
 @pytest.mark.parametrize("schedule", [Schedule.INTERLEAVED_1F1B, Schedule.ZBV])
@@ -50,10 +60,7 @@ def test_a_named_schedule_is_followed_and_another_order_of_chunks_is_seen(
         plan = planned(rig, pipeline, 1, 1)
         rig.push(plan)
 
-        def followed() -> bool:
-            return all(each["state"] == "following" and each["generation"]["active"] == 1 for each in ranks(rig))
-
-        eventually(followed, "the plan is followed", SECONDS)
+        eventually(lambda: are_following(rig), "the plan is followed", SECONDS)
         for gpu, clocks in zip(rig.node.gpus, plan.variants[0].clocks, strict=True):
             wanted = {(clock, clock) for clock in clocks}
             assert len(wanted) > 1, "its chunks run at different clocks"
@@ -67,3 +74,31 @@ def test_a_named_schedule_is_followed_and_another_order_of_chunks_is_seen(
         rig.push(plan.model_copy(update={"generation": 2, "chunks": swapped}))
         eventually(lambda: all(each["state"] == "mismatch" for each in ranks(rig)), "the mismatch", SECONDS)
         assert all("of chunk 0 came where that of chunk 1" in each["explanation"] for each in ranks(rig))
+
+
+def one_at_a_time(microbatches: int) -> tuple[Order, ...]:
+    """A schedule without a name: each microbatch through the whole model and back, then the next."""
+    turn = ((Instruction.FORWARD, 0), (Instruction.FORWARD, 1), (Instruction.BACKWARD, 1), (Instruction.BACKWARD, 0))
+    order = tuple(Step(each, microbatch, chunk) for microbatch in range(microbatches) for each, chunk in turn)
+    return order, order
+
+
+@pytest.mark.parametrize("v_shape", [False, True])
+def test_an_order_without_a_name_is_seen_by_the_agent_and_its_plan_is_followed(
+    v_shape: bool, simulator_library: Path, tmp_path: Path
+) -> None:
+    unnamed = Pipeline(2, 3, Schedule.CUSTOM, chunks=2, orders_given=one_at_a_time(3), v_shape=v_shape)
+    with running_job(tmp_path, example_profile(4, 0.04), unnamed) as rig:
+        found: list[PipelineOrders] = []
+
+        def is_recorded() -> bool:
+            seen = orders_of(rig.reports(orders=True), 2)
+            found.extend([seen] if isinstance(seen, PipelineOrders) else [])
+            return bool(found)
+
+        eventually(is_recorded, "the order is recorded", SECONDS)
+        assert all(each.order is None for each in rig.reports()), "only who asks is told"
+        recorded = recorded_pipeline(found[0])
+        assert recorded == unnamed, "nobody but the ranks said what they run"
+        rig.push(planned(rig, recorded, 1, 1))
+        eventually(lambda: are_following(rig), "the plan is followed", SECONDS)

@@ -25,7 +25,7 @@ from harness.objects import HEADER, csv_of
 
 CHUNKS = {"Interleaved1F1B": 2, "ZBH1": 2, "ZBV": 2}
 SPLIT_BACKWARD = ("ZBH1", "ZBV")
-NAMED = [each.value for each in JobSchedule if each.value != "EarlyRecompute1F1B"]
+NAMED = [each.value for each in JobSchedule if each.value not in ("EarlyRecompute1F1B", "Recorded")]
 
 
 def parallelism(schedule: str) -> dict[str, int]:
@@ -97,7 +97,7 @@ def test_every_named_schedule_is_planned_from_a_profile_of_its_virtual_stages(sc
 
 
 def test_a_profile_of_the_ranks_alone_lacks_the_second_chunks() -> None:
-    with pytest.raises(ProfileProblem, match=r"4 virtual stages \(stages 2 x chunks 2\).* has 2 stages"):
+    with pytest.raises(ProfileProblem, match=r"4 virtual stages \(2 stages x 2 chunks\).* has 2 stages"):
         load_profile(spec("Interleaved1F1B"), "profile", profile("Interleaved1F1B", stages=2))
 
 

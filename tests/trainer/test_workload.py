@@ -20,7 +20,7 @@ from perseus_planner import Pipeline
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import SPLIT, WHOLE, NodeFactory, example_profile, simulator_environment
 from perseus_simulator.workload.main import EXIT_PEER_LOST, EXIT_TERMINATED
-from perseus_simulator.workload.placement import ENV_PEER_ADDRESSES
+from perseus_simulator.workload.placement import ENV_ORDERS, ENV_PEER_ADDRESSES
 
 STAGES, PIPELINES, MICROBATCHES, RANKS = 2, 2, 3, 4
 START_SECONDS = 45.0  # Python's start on a busy machine
@@ -276,6 +276,11 @@ def test_a_rank_told_to_stop_stops(job: Job) -> None:
         ({names.ENV_RANK: "x"}, names.ENV_RANK),
         ({names.ENV_SCHEDULE: "ZB-H1"}, "PERSEUS_SCHEDULE must be one of 1F1B, GPipe"),
         ({names.ENV_SCHEDULE: "ZBV"}, "PERSEUS_SCHEDULE: the schedule ZBV has 2 chunks"),
+        ({names.ENV_SCHEDULE: "Recorded"}, "PERSEUS_SCHEDULE Recorded needs orders in PERSEUS_SIMULATOR_ORDERS"),
+        (
+            {names.ENV_SCHEDULE: "Recorded", ENV_ORDERS: '{"order": ["FB"], "microbatches": [[0, 0]]}'},
+            "PERSEUS_SIMULATOR_ORDERS: they are of 1 stages, not 2",
+        ),
         ({names.ENV_VISIBLE_DEVICES: "GPU-1,GPU-2"}, "request nvidia.com/gpu: 1"),
         ({names.ENV_VISIBLE_DEVICES: "GPU-none"}, "GPU-none is not a GPU of this node"),
         ({ENV_PEER_ADDRESSES: "", names.ENV_COORDINATOR: "gpt"}, names.ENV_COORDINATOR),

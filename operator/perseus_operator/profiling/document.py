@@ -40,10 +40,12 @@ class Subject:
 
 def profile_csv(measured: Measured) -> str:
     """Return the rows as CSV, by virtual stage and instruction, clocks falling."""
+    highest = max(measured.rows, default=0)
     rows = sorted(
-        (stage, instruction, -clock, row)
+        (stage, instruction, -clock if instruction.has_clock else 0, row)
         for clock, by_key in measured.rows.items()
         for (stage, instruction), row in by_key.items()
+        if instruction.has_clock or clock == highest  # What has no clock stands once.
     )
     lines = [
         f"{stage},{instruction.value},{-clock},{row.time_seconds:.9g},{row.energy_joules:.9g},{row.samples},"

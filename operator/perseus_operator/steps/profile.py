@@ -37,7 +37,6 @@ from perseus_operator.profiling.sweeping import (
     sweep_plan,
 )
 from perseus_operator.settings import Settings
-from perseus_operator.shapes import pipeline_of_job
 from perseus_operator.steps.plan import decoded_plan
 from perseus_operator.visit import Visit
 
@@ -122,7 +121,7 @@ class ProfileStep:
         pipelines = 1 if spec.profiling.mode is ProfilingMode.PODS else spec.parallelism.pipelines
         ranks = ranks_of_pipeline(spec)
         reports = await self._agents.reports(visit.job, ranks, pods)
-        subject = _subject(visit.job, spec, reports, pods)
+        subject = _subject(visit.job, spec, builder, reports, pods)
         if subject is not None and await self._reuse(builder, spec, subject):
             visit.story.say(
                 Condition.PROFILE_VALID, False, Reason.PROFILING, "found a profile of the same in the cache"
@@ -165,7 +164,7 @@ class ProfileStep:
         memory = self._memory(visit.key, measurement)
         bound = UNBOUNDED if spec.profiling.mode is ProfilingMode.PODS else spec.profiling.max_slowdown_percent / 100
         settings = SweepSettings(bound=bound, adaptive=spec.profiling.sweep is SweepType.ADAPTIVE)
-        pipeline = pipeline_of_job(spec)
+        pipeline = builder.pipeline
         step = await asyncio.to_thread(decide, pipeline, reports, measurement, running, settings, memory)
         if isinstance(step, Finished):
             return await self._keep(visit, builder, spec, step, subject)
@@ -240,7 +239,9 @@ class ProfileStep:
         return known[1]
 
 
-def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pods: list[Document]) -> Subject | None:
+def _subject(
+    job: Document, spec: PerseusJobSpec, builder: Builder, reports: list[RankReport], pods: list[Document]
+) -> Subject | None:
     """Return what is measured; None until the GPU of every stage is known, and where replicas of a stage differ."""
     models: dict[int, set[str]] = {}
     for report in reports:
@@ -254,11 +255,11 @@ def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pod
         driver=drivers.pop(),
         tensor_parallel=spec.parallelism.tensor_parallel,
         pipelines=spec.parallelism.pipelines,
-        microbatches=spec.parallelism.microbatches,
-        schedule=spec.schedule.value,
+        microbatches=builder.pipeline.microbatches,
+        schedule=builder.schedule,
         model=(job["metadata"].get("labels") or {}).get(names.LABEL_MODEL, ""),
         image=image_of(pods),
-        chunks=spec.parallelism.chunks,
+        chunks=builder.pipeline.chunks,
     )
 
 

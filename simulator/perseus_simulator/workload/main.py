@@ -42,7 +42,7 @@ def train(iterations: int) -> int:
     state = os.environ.get(ENV_STATE)
     if not state:
         raise SimulatorError(f"{ENV_STATE} is not set: the device plugin sets it in containers with a GPU")
-    session = perseus_trainer.connect()
+    session = perseus_trainer.connect(v_shape=placement.v_shape)
     with SimulatedNode.open(state) as node, KernelClient(node, placement.gpu_uuid) as gpu:
         try:
             links = Links.meet(placement, MEET_TIMEOUT_SECONDS)

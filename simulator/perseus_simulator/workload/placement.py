@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perseus_api import names
-from perseus_api.schedules import JobSchedule
+from perseus_api.encoding import first_problem
+from perseus_api.orders import PipelineOrders
+from perseus_api.schedules import JobSchedule, Schedule
 from perseus_planner.pipeline import Order, Pipeline, PipelineError
+from perseus_planner.recorded import problem_of, recorded_pipeline
+from pydantic import ValidationError
 
 from perseus_simulator.library import SimulatorError
 
 ENV_PEER_ADDRESSES = "PERSEUS_PEER_ADDRESSES"  # host:port of each rank, with commas; for processes on one machine
+ENV_ORDERS = "PERSEUS_SIMULATOR_ORDERS"  # of the schedule Recorded: JSON, as `perseus_api.orders` has it
 PORT = 29400
 
 
@@ -41,6 +46,11 @@ class Placement:
     def stages(self) -> int:
         """Pipeline stages."""
         return self.line.stages
+
+    @property
+    def v_shape(self) -> bool:
+        """Whether every other chunk runs through the stages backwards."""
+        return self.line.v_shape or self.line.schedule is Schedule.ZBV
 
     @property
     def tensor_rank(self) -> int:
@@ -126,18 +136,34 @@ class Placement:
 
 
 def _line(given: Mapping[str, str], stages: int) -> Pipeline:
-    """Return the pipeline of the schedule that the environment names."""
+    """Return the pipeline of the schedule that the environment names, or of the orders that it gives."""
     try:
         schedule = JobSchedule(given.get(names.ENV_SCHEDULE, JobSchedule.ONE_FORWARD_ONE_BACKWARD.value))
     except ValueError:
         known = ", ".join(each.value for each in JobSchedule)
         raise SimulatorError(f"{names.ENV_SCHEDULE} must be one of {known}") from None
+    if schedule is JobSchedule.RECORDED:
+        return _given(given, stages)
     microbatches, chunks = _number(given, names.ENV_MICROBATCHES), _number(given, names.ENV_CHUNKS, "1")
     try:
         line = Pipeline(stages, microbatches, schedule.planned, chunks=chunks)
         line.orders()
     except PipelineError as error:
         raise SimulatorError(f"{names.ENV_SCHEDULE}: {error}") from None
+    return line
+
+
+def _given(given: Mapping[str, str], stages: int) -> Pipeline:
+    text = given.get(ENV_ORDERS, "")
+    try:
+        line = recorded_pipeline(PipelineOrders.model_validate_json(text))
+    except ValidationError as error:
+        raise SimulatorError(
+            f"{names.ENV_SCHEDULE} {JobSchedule.RECORDED.value} needs orders in {ENV_ORDERS}: {first_problem(error)}"
+        ) from None
+    problem = problem_of(line) if line.stages == stages else f"they are of {line.stages} stages, not {stages}"
+    if problem:
+        raise SimulatorError(f"{ENV_ORDERS}: {problem}")
     return line
 
 

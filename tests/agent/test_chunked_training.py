@@ -13,6 +13,7 @@ from perseus_api.orders import PipelineOrders
 from perseus_api.plan import Plan
 from perseus_api.schedules import JobSchedule, Schedule
 from perseus_operator.planning import Stragglers, make_plan
+from perseus_operator.profiling.sweeping import SweepSettings
 from perseus_operator.recording import orders_of
 from perseus_planner import Order, Pipeline, Step, frontier
 from perseus_planner.recorded import recorded_pipeline
@@ -102,3 +103,16 @@ def test_an_order_without_a_name_is_seen_by_the_agent_and_its_plan_is_followed(
         assert recorded == unnamed, "nobody but the ranks said what they run"
         rig.push(planned(rig, recorded, 1, 1))
         eventually(lambda: are_following(rig), "the plan is followed", SECONDS)
+
+
+def test_chunks_are_measured_in_the_job_against_the_devices_truth(simulator_library: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(2, 4, Schedule.INTERLEAVED_1F1B, chunks=2)
+    settings = SweepSettings(bound=1e3, seconds=3.0, only=(1410, 1200, 1005))
+    with running_job(tmp_path, example_profile(4, 0.04), pipeline) as rig:
+        found = rig.sweep(settings, "chunks")
+        assert set(found.measured.rows) == {1410, 1200, 1005}
+        for clock, rows in found.measured.rows.items():
+            assert set(rows) == {(stage, each) for stage in range(4) for each in WHOLE}
+            for (stage, instruction), row in rows.items():
+                expected = rig.node.expected(stage, instruction, clock)
+                assert (row.time_seconds, row.energy_joules) == pytest.approx(expected, rel=0.03)

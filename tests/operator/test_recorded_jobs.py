@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from perseus_planner import Order, Step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, OperatorProcess, eventually, perseus_job
-from measured import Agents
+from measured import ITERATION_SECONDS, Agents
 
 from harness.objects import HEADER, csv_of
 
@@ -127,11 +128,13 @@ def test_a_schedule_without_a_name_is_seen_planned_and_seen_to_change(
     node.strangers = {}
     eventually("the order", lambda: orders(bare, home), 60)
     eventually("the optimisation", lambda: optimisers(bare, home))
+    reached = (time.time() - node.begun) / ITERATION_SECONDS
     first = optimise(bare, home, optimisers(bare, home)[0], tmp_path, monkeypatch)
     assert (first.shape.chunks, first.shape.microbatches) == (2, 4)
     eventually("the plan", lambda: bare.plan(home, "train"))
     plan = bare.plan(home, "train")
     assert plan is not None
+    assert plan.first_iteration > reached, "training is beyond its baseline: all agents must have it in time"
     assert plan.order == ("FFBB" * 4,) * 2
     assert plan.chunks == ((0, 1, 1, 0) * 4,) * 2
     assert "(4 microbatches, 2 chunks) that the ranks were seen to run" in told(bare, home, "FrontierReady")[1]

@@ -15,7 +15,7 @@ import time
 from datetime import UTC, datetime
 
 from perseus_api import names
-from perseus_api.conditions import Condition
+from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec
 from perseus_api.orders import PipelineOrders
@@ -73,8 +73,12 @@ class OrderStep:
         if kept is not None and (not pods or time.monotonic() < last + ASK_SECONDS):
             return True
         self._asked[visit.key] = time.monotonic()
-        reports = await self._agents.reports(visit.job, ranks_of_pipeline(spec), pods, orders=True)
-        found = await asyncio.to_thread(orders_of, reports, spec.parallelism.stages)
+        found: PipelineOrders | Unrecorded = Unrecorded(
+            Reason.RECORDING, "training does not run: there is no order to be seen"
+        )
+        if pods:
+            reports = await self._agents.reports(visit.job, ranks_of_pipeline(spec), pods, orders=True)
+            found = await asyncio.to_thread(orders_of, reports, spec.parallelism.stages)
         if isinstance(found, Unrecorded):
             if kept is None:
                 visit.story.say(condition, False, found.reason, found.message)

@@ -23,8 +23,8 @@ native: ## Compile the simulated NVML library
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
-demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=measured: no profile given)
-	@$(PYTHON_BIN) -m demo $(if $(filter measured,$(PROFILE)),--measured-profile)
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: bring a profile)
+	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
 .PHONY: example
 example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster

@@ -4,6 +4,9 @@ One packet is one message; the connection is the lease. The trainer sends a `Hel
 of one fixed size, and never waits for an answer; the agent answers the hello with one `Welcome` that a trainer
 may read or ignore. Times are ``time.monotonic_ns()`` of the node, which trainer and agent share.
 
+A boundary kind that an agent does not know ends the lease: the clock is given back, and the trainer connects again. So
+an older agent, to which `BoundaryKind.ITERATION_BROKEN` is unknown, does what is safe, and the version need not change.
+
 Nothing here opens a socket. Standard library only.
 """
 
@@ -35,12 +38,13 @@ class MessageError(ValueError):
 
 
 class BoundaryKind(IntEnum):
-    """What happens at a boundary."""
+    """What happens at a boundary. ITERATION_BROKEN is an end too: by an exception, with the work not done."""
 
     ITERATION_BEGIN = 1
     INSTRUCTION_BEGIN = 2
     INSTRUCTION_END = 3
     ITERATION_END = 4
+    ITERATION_BROKEN = 5
 
 
 class Verdict(IntEnum):
@@ -167,7 +171,10 @@ class Boundary(NamedTuple):
 
 # What a boundary's first two bytes may say; everything else is refused.
 _MEANINGS: dict[tuple[int, int], tuple[BoundaryKind, Instruction | None]] = {
-    **{(int(kind), 0): (kind, None) for kind in (BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END)},
+    **{
+        (int(kind), 0): (kind, None)
+        for kind in (BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END, BoundaryKind.ITERATION_BROKEN)
+    },
     **{
         (int(kind), ord(instruction.code)): (kind, instruction)
         for kind in (BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END)

@@ -4,6 +4,9 @@ An iteration goes from one begin to the next, so that the counter's differences 
 ms does not add up; the last one before a trainer leaves goes to its own end. Iteration 0 warms up and is not counted.
 The baseline of an iteration (docs/accounting.md) is the measured energy of an unlocked one, plus blocking power times
 the time beyond the unlocked duration; without a measured one it is predicted, and said to be.
+
+An iteration that an exception left did not do an iteration's work, so it can be compared with none: its energy counts
+as used, its baseline is that same energy (no saving is claimed for it), and it is no iteration anywhere else.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ class RankAccount:
     """The books of one rank.
 
     Attributes:
-        energy_joules: of counted iterations.
+        energy_joules: of counted iterations, and of broken ones.
         iterations: how many were counted.
-        baseline_joules: what the same iterations would have cost unlocked, by source.
+        baseline_joules: what the same would have cost unlocked, by source.
         seconds: that they took.
         baseline_seconds: that they would have taken unlocked, by source.
         iteration: index of the iteration that runs now; -1 before the first.
@@ -138,6 +141,23 @@ class RankAccount:
             self._publish()
             self._end = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
 
+    def break_iteration(self, boundary: Boundary, joules: float | None, plan: RankPlan | None) -> None:
+        """Take the moment at which an exception left the iteration: what it used counts, the iteration does not.
+
+        Args:
+            boundary: that moment.
+            joules: the GPU's energy counter, None if it could not be read.
+            plan: that held.
+        """
+        begin, self._begin, self._end = self._begin, None, None
+        self._first_forward = self._last_backward = None
+        if begin is None or joules is None or begin[0] != boundary.iteration or begin[0] == 0 or joules < begin[2]:
+            return
+        if self._is_incomparable(plan):
+            return
+        self.energy_joules += joules - begin[2]
+        self._add_baseline(MEASURED, joules - begin[2], 0.0)
+
     def _close(self, nanoseconds: int, joules: float, plan: RankPlan | None) -> None:
         """Count the iteration that began last, up to a moment and the counter's reading at it."""
         if self._begin is None:
@@ -153,8 +173,8 @@ class RankAccount:
             self.pipeline_seconds = (self._last_backward - self._first_forward) / _NANOSECONDS
 
     def _count(self, joules: float, seconds: float, plan: RankPlan | None) -> None:
-        if self._was_locked and plan is not None and plan.measurement and not self._unlocked_iterations:
-            return  # A sweep comes before the profile: nothing is known that it could be compared with.
+        if self._is_incomparable(plan):
+            return
         self.energy_joules += joules
         self.iterations += 1
         self.seconds += seconds
@@ -172,6 +192,10 @@ class RankAccount:
         elif plan is not None:
             beyond = max(0.0, seconds - plan.predicted_seconds)
             self._add_baseline(PREDICTED, plan.predicted_joules + blocking * beyond, plan.predicted_seconds)
+
+    def _is_incomparable(self, plan: RankPlan | None) -> bool:
+        """Whether it ran in a sweep with nothing measured before: a sweep comes before the profile."""
+        return self._was_locked and plan is not None and bool(plan.measurement) and not self._unlocked_iterations
 
     def _add_baseline(self, source: str, joules: float, seconds: float) -> None:
         self.baseline_joules[source] = self.baseline_joules.get(source, 0.0) + joules

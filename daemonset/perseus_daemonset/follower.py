@@ -123,7 +123,7 @@ class Follower:
         late: plan changes made after the iteration that the plan named.
         mismatches: iterations in which the trainer did not follow the plan's order.
         mismatch: what was wrong with the last of them, empty when the plan is followed again.
-        mismatch_kind: that in one word: order, unfinished or surplus.
+        mismatch_kind: that in one word: order, unfinished, surplus or broken.
     """
 
     def __init__(self) -> None:
@@ -194,6 +194,8 @@ class Follower:
             self._begin(boundary.iteration)
         elif kind is BoundaryKind.ITERATION_END:
             self._end()
+        elif kind is BoundaryKind.ITERATION_BROKEN:
+            self._break()
         elif self._in_iteration:
             self._instruct(boundary)
         return self._wish()
@@ -216,6 +218,11 @@ class Follower:
     def _end(self) -> None:
         if self._in_iteration:
             self._finish()
+        self._in_iteration = False
+
+    def _break(self) -> None:
+        if self._in_iteration and self.reference is not None and not self._astray:
+            self._stray("broken", "an exception left the iteration")
         self._in_iteration = False
 
     def _instruct(self, boundary: Boundary) -> None:

@@ -224,6 +224,8 @@ class Lease:
             elif boundary.kind is BoundaryKind.ITERATION_END:
                 # Only an end after which nothing has come yet meets the counter in time.
                 self.account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
+            elif boundary.kind is BoundaryKind.ITERATION_BROKEN:
+                self.account.break_iteration(boundary, self._energy_joules() if boundary is last else None, plan)
             else:
                 self.account.instruction(boundary, finished_order)
         if self.controller.requested_megahertz is not None:

@@ -22,6 +22,7 @@ from perseus_trainer.environment import EnvironmentProblem, Rank
 from perseus_trainer.hooks import (
     INSTRUCTION_END,
     ITERATION_BEGIN,
+    ITERATION_BROKEN,
     ITERATION_END,
     NOTHING,
     CountingHook,
@@ -119,6 +120,15 @@ class Session:
         self.in_iteration = False
         if self._recorder is not None:
             self._recorder.end_iteration()
+
+    def break_iteration(self) -> None:
+        """Tell that an exception left the iteration; hooks and adapters call it. Its order is not recorded."""
+        self._reach(ITERATION_BROKEN, _NONE)
+        self.in_iteration = False
+
+    def break_instruction(self) -> None:
+        """An exception left the instruction that runs: its end is not told, since it did not come to it."""
+        self._running = None
 
     def mark(self, kind: int, arguments: tuple[int, int, int]) -> None:
         """Tell of one instruction's boundary; never waits for the agent, never raises."""

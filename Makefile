@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin/python
 FAST_TESTS := -m "not cluster and not frameworks"
+# One worker for the cluster's tests, which mostly wait, and two for the others (testbed/pytest_plugin.py).
+LANES := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help
 help: ## Show this list
@@ -40,7 +42,7 @@ down: venv ## Stop the cluster and leave no trace
 test: venv ## Every test, on the real parts (root, Go >= 1.26)
 	@$(PYTHON_BIN) -m testbed build
 	@$(MAKE) --no-print-directory native
-	@$(PYTHON_BIN) -m pytest
+	@$(PYTHON_BIN) -m pytest $(LANES)
 
 .PHONY: test-fast
 test-fast: venv native ## The tests that need no cluster and train nothing, under 3 minutes

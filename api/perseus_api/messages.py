@@ -23,7 +23,8 @@ PROTOCOL_VERSION = 1
 
 _HELLO = struct.Struct("<4sHHIIII64s64s64s")  # magic, version, reserved, pipeline, stage, tensor rank, pid, three texts
 _HELLO_MAGIC = b"PRSH"
-_BOUNDARY = struct.Struct("<BBHIQQ")  # kind, instruction code, chunk, microbatch, iteration, monotonic nanoseconds
+BOUNDARY_FORMAT = "<BBHIQQ"  # kind, instruction code, chunk, microbatch, iteration, monotonic nanoseconds
+_BOUNDARY = struct.Struct(BOUNDARY_FORMAT)
 _WELCOME = struct.Struct("<4sHH120s")  # magic, version, verdict, reason
 _WELCOME_MAGIC = b"PRSW"
 
@@ -166,7 +167,8 @@ class Boundary(NamedTuple):
                 f"unknown boundary kind {kind} or instruction code {code}; instruction boundaries name an instruction, "
                 "iteration boundaries do not"
             )
-        return cls(meaning[0], iteration, time_nanoseconds, meaning[1], microbatch, chunk)
+        # Not by the named tuple's own constructor, a function in Python: the agent does this for each message.
+        return tuple.__new__(cls, (meaning[0], iteration, time_nanoseconds, meaning[1], microbatch, chunk))
 
 
 # What a boundary's first two bytes may say; everything else is refused.
@@ -186,7 +188,7 @@ _MEANINGS: dict[tuple[int, int], tuple[BoundaryKind, Instruction | None]] = {
 def pack_boundary(
     kind: int, iteration: int, time_nanoseconds: int, instruction_code: int = 0, microbatch: int = 0, chunk: int = 0
 ) -> bytes:
-    """Pack a boundary from plain numbers, for the trainer's hot path.
+    """Pack a boundary from plain numbers.
 
     Raises:
         MessageError: a number does not fit its field.

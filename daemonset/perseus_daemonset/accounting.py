@@ -11,14 +11,18 @@ as used, its baseline is that same energy (no saving is claimed for it), and it 
 
 from __future__ import annotations
 
+from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 
 from perseus_daemonset.baselines import Unlocked
-from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
+from perseus_daemonset.follower import RankPlan
 from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
 
 MEASURED, PREDICTED = "measured", "predicted"
+_INSTRUCTION_END = BoundaryKind.INSTRUCTION_END
+# A pipeline's time ends with a backward of any kind.
+_BACKWARDS = frozenset({Instruction.BACKWARD, Instruction.BACKWARD_INPUT, Instruction.BACKWARD_WEIGHT})
 _NANOSECONDS = 1_000_000_000
 
 
@@ -123,12 +127,13 @@ class RankAccount:
             boundary: begin or end of an instruction.
             order_finished: the plan's order says that nothing follows in this iteration.
         """
-        if self._first_forward is None and is_first_forward(boundary):
+        if boundary.kind is _INSTRUCTION_END:
+            if boundary.instruction in _BACKWARDS:
+                self._last_backward = boundary.time_nanoseconds
+                if order_finished:
+                    self._publish()
+        elif self._first_forward is None and boundary.instruction is Instruction.FORWARD:
             self._first_forward = boundary.time_nanoseconds
-        if is_backward_end(boundary):
-            self._last_backward = boundary.time_nanoseconds
-            if order_finished:
-                self._publish()
 
     def end_iteration(self, boundary: Boundary, joules: float | None = None) -> None:
         """Take an iteration's end: whatever came last was the last.

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from perseus_daemonset.hardware import Gpu, HardwareError
 from perseus_daemonset.journal import Journal
+from perseus_daemonset.latency import CallLatency
 
 RETRY_AFTER_ERROR_SECONDS = 30.0
 FIRST_YIELD_SECONDS = 60.0
@@ -40,6 +41,7 @@ class ClockController:
         request: number of the newest call that set or reset the clock.
         since: monotonic time of that call.
         on_call: told when each call began (nanoseconds), and which clock it asked for.
+        latency: from a boundary's receipt to the end of its call.
     """
 
     def __init__(self, gpu: Gpu, journal: Journal, changes_per_second: float) -> None:
@@ -52,7 +54,8 @@ class ClockController:
         self.problem = ""
         self.request = 0
         self.since = 0.0
-        self.on_call: Callable[[int, int | None], None] = lambda *_: None
+        self.on_call: Callable[[int, int | None], None] | None = None
+        self.latency = CallLatency()
         self._journal = journal
         self._rate = changes_per_second
         self._tokens = changes_per_second
@@ -109,28 +112,34 @@ class ClockController:
             self._closed = True
             self._leave(None)
 
-    def wish(self, holder: object, megahertz: int | None) -> None:
-        """Leave a wish in the slot: a clock, or None for unlocked. See `work`."""
+    def wish(self, holder: object, megahertz: int | None) -> bool:
+        """Leave a wish in the slot: a clock, or None for unlocked; return whether there is work. See `work`."""
+        # Looked at without the slot: whoever leaves another wish just now would have won after this one as well.
+        if megahertz == self._wish and megahertz == self._requested and not self._pending:
+            return False
         with self._slot:
-            if megahertz == self._wish and not self._pending and megahertz == self._requested:
-                return
             if self._holder is holder and not self._closed:
-                self._leave(megahertz)
+                self._wish, self._pending = megahertz, True
+        return True
 
-    def work(self) -> bool:
-        """Carry out the newest wish if nobody is about it; return whether this thread made an NVML call."""
-        called = False
+    def work(self, received_nanoseconds: int | None = None) -> None:
+        """Carry out the newest wish if nobody is about it.
+
+        Args:
+            received_nanoseconds: when the boundary came that this is for.
+        """
         while self._pending and self._hand.acquire(blocking=False):
             try:
                 with self._slot:
                     wish, self._pending = self._wish, False
                 begin = time.monotonic_ns()
                 if self._set(wish):
-                    called = True
-                    self.on_call(begin, self._requested)
+                    if received_nanoseconds is not None:
+                        self.latency.observe(time.monotonic_ns() - received_nanoseconds)
+                    if self.on_call is not None:
+                        self.on_call(begin, self._requested)
             finally:
                 self._hand.release()
-        return called
 
     def pay(self) -> None:
         """Try a reset again that failed."""

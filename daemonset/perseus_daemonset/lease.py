@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
-from perseus_api.messages import BOUNDARY_BYTES, MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, MessageError
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, MessageError
 from perseus_api.plan import Plan
 
 from perseus_daemonset.accounting import RankAccount
@@ -24,13 +24,15 @@ from perseus_daemonset.bounds import MESSAGES_PER_SECOND, Rate
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.latency import CALL_SECONDS
 from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
 MAXIMUM_BATCH = 256  # a flood must not keep a batch from its end
 AT_ONCE_NANOSECONDS = 50_000
+SPENT_AT_ONCE = 32  # messages between two looks at the bound on their rate
+_ITERATION_BEGIN, _ITERATION_END = BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END
+_ITERATION_BROKEN = BoundaryKind.ITERATION_BROKEN
 _NANOSECONDS = 1_000_000_000
 
 
@@ -145,19 +147,23 @@ class Lease:
             self._connection.close()
 
     def _follow(self) -> str:
-        self._connection.settimeout(None)
+        # Between two boundaries a GPU computes, and what this loop touches leaves the processor's caches: what it costs
+        # is how much it touches. So it calls little, and keeps at hand what it calls.
+        connection, controller, monotonic_ns = self._connection, self.controller, time.monotonic_ns
+        connection.settimeout(None)
+        unspent = 0
         while True:
-            asked = time.monotonic_ns()
+            asked = monotonic_ns()
             try:
-                packet = self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
+                packet = connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
             except OSError as error:
                 return f"lost: {error}"
             if not packet:
                 return "closed"
-            received = time.monotonic_ns()
+            received = monotonic_ns()
             # One that had to be waited for has nothing behind it: not to look saves a system call before NVML's.
             may_queue = received - asked < AT_ONCE_NANOSECONDS
-            before = self.controller.requested_megahertz
+            before = controller.requested_megahertz
             taken: list[tuple[Boundary, bool]] = []
             try:
                 with self._mutex:
@@ -165,13 +171,16 @@ class Lease:
                     # Nor is there a look where no call is due.
                     while may_queue and wish != before and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
                         wish = self._take(packet, taken)
-                    self.controller.wish(self, wish)
+                    has_work = controller.wish(self, wish)
             except MessageError as error:
                 return f"bad message: {error}"
-            if self.controller.work():
-                CALL_SECONDS.observe((time.monotonic_ns() - received) / _NANOSECONDS)
+            if has_work:
+                controller.work(received)
             self._keep_books(taken, before)
-            self.rate.spend(len(taken))
+            unspent += len(taken)
+            if unspent >= SPENT_AT_ONCE:
+                self.rate.spend(unspent)
+                unspent = 0
 
     def _measure(self, part: RankPlan | None) -> None:
         """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""
@@ -191,13 +200,12 @@ class Lease:
 
     def _take(self, packet: bytes, taken: list[tuple[Boundary, bool]]) -> int | None:
         """Follow one boundary; return the clock that should hold."""
-        if len(packet) != BOUNDARY_BYTES:
-            raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
         boundary = Boundary.unpack(packet)
-        wish = self.follower.follow(boundary)
-        if self.measured and self.measurer is not None:
-            self.measurer.boundary(boundary, self.follower.clocks)
-        taken.append((boundary, self.follower.finished_order))
+        follower, measurer = self.follower, self.account.measurer
+        wish = follower.follow(boundary)
+        if measurer is not None and measurer.wanted:
+            measurer.boundary(boundary, follower.clocks)
+        taken.append((boundary, follower.finished_order))
         return wish
 
     def _queued(self) -> bytes:
@@ -213,23 +221,24 @@ class Lease:
             taken: the boundaries, and whether each ended the plan's order.
             before: the clock that was locked when they came.
         """
-        plan = self.follower.reference
-        begins = [boundary for boundary, _ in taken if boundary.kind is BoundaryKind.ITERATION_BEGIN]
-        last = taken[-1][0] if taken else None
+        plan, account = self.follower.reference, self.account
+        last = taken[-1][0]
         for boundary, finished_order in taken:
-            self.account.instructions.take(boundary, before, plan)
-            if boundary.kind is BoundaryKind.ITERATION_BEGIN:
+            kind = boundary.kind
+            account.instructions.take(boundary, before, plan)
+            if kind is _ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
-                self._begin_iteration(boundary, plan, boundary is begins[-1])
-            elif boundary.kind is BoundaryKind.ITERATION_END:
+                newest = next(each for each, _ in reversed(taken) if each.kind is _ITERATION_BEGIN)
+                self._begin_iteration(boundary, plan, boundary is newest)
+            elif kind is _ITERATION_END:
                 # Only an end after which nothing has come yet meets the counter in time.
-                self.account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
-            elif boundary.kind is BoundaryKind.ITERATION_BROKEN:
-                self.account.break_iteration(boundary, self._energy_joules() if boundary is last else None, plan)
+                account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
+            elif kind is _ITERATION_BROKEN:
+                account.break_iteration(boundary, self._energy_joules() if boundary is last else None, plan)
             else:
-                self.account.instruction(boundary, finished_order)
+                account.instruction(boundary, finished_order)
         if self.controller.requested_megahertz is not None:
-            self.account.locked()
+            account.locked()
 
     def _begin_iteration(self, began: Boundary, plan: RankPlan | None, is_newest: bool) -> None:
         joules = self._energy_joules() if is_newest else None

@@ -181,3 +181,10 @@ def test_whatever_comes_the_wish_is_a_clock_of_the_active_plan_or_none(
         wish = follower.follow(event) if isinstance(event, Boundary) else follower.offer(event)
         assert wish in (None, 810, 1005)
         assert follower.active_generation or wish is None
+
+
+def test_a_letter_of_a_later_version_is_nothing_that_this_trainer_can_do() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(order="FZ"))
+    assert iteration(follower, 1) == [810, 1005, None, None]
+    assert follower.mismatch == "iteration 1, instruction 1: backward came where Z follows in the plan"

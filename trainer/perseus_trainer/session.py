@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import struct
 import threading
+from collections.abc import Callable
 from time import monotonic_ns
 
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.messages import Hello, MessageError, pack_boundary
+from perseus_api.messages import BOUNDARY_FORMAT, Hello, MessageError, pack_boundary
 
 from perseus_trainer.connection import Connection
 from perseus_trainer.edges import Edge
@@ -34,6 +36,7 @@ from perseus_trainer.recording import RecordedOrder, Recorder
 
 logger = logging.getLogger("perseus.trainer")
 _CODES = {each.value: ord(each.code) for each in Instruction}
+_pack = struct.Struct(BOUNDARY_FORMAT).pack
 _NONE = (0, 0, 0)
 
 
@@ -50,6 +53,7 @@ class Session:
         """Use `connect`."""
         self._connection = connection
         self._recorder = Recorder() if record or connection is not None else None
+        self._record: Callable[[tuple[int, int, int]], None] = lambda _: None
         self.active = self._recorder is not None
         self.edge = edge
         self.iteration_index = -1
@@ -111,7 +115,7 @@ class Session:
         self._running = None
         self.in_iteration = True
         if self._recorder is not None:
-            self._recorder.begin_iteration()
+            self._record = self._recorder.begin_iteration()
         self._reach(ITERATION_BEGIN, _NONE)
 
     def end_iteration(self) -> None:
@@ -132,6 +136,7 @@ class Session:
 
     def mark(self, kind: int, arguments: tuple[int, int, int]) -> None:
         """Tell of one instruction's boundary; never waits for the agent, never raises."""
+        # Between two kernels all of this is cold in the processor's caches: each call in Python less is a microsecond.
         if not self.in_iteration:
             if self.active:
                 self._complain("an instruction ran outside of an iteration: surround the training step by iteration()")
@@ -142,9 +147,18 @@ class Session:
             if self._running is not None:
                 self._complain("an instruction began before another had ended: their clocks cannot be told apart")
             self._running = arguments
-            if self._recorder is not None:
-                self._recorder.begin_instruction(arguments)
-        self._reach(kind, arguments)
+            self._record(arguments)
+        connection = self._connection
+        if connection is None or self.edge is not None:
+            self._reach(kind, arguments)
+            return
+        code, microbatch, chunk = arguments
+        try:
+            packet = _pack(kind, code, chunk, microbatch, self.iteration_index, monotonic_ns())
+        except struct.error:
+            self._reach(kind, arguments)  # It says what does not fit.
+            return
+        connection.send(packet)
 
     def count(self, code: int, chunk: int) -> int:
         """Return how many of an instruction there were in this iteration, and count one more."""
@@ -154,17 +168,13 @@ class Session:
         return next(counter)
 
     def _reach(self, kind: int, arguments: tuple[int, int, int]) -> None:
-        # Between two kernels all of this is cold in the caches: each call less is a microsecond less.
         connection, edge, iteration = self._connection, self.edge, self.iteration_index
         if connection is None:
             return
         if edge is not None:
             edge.reach(lambda: self._tell(connection, kind, iteration, arguments))
-            return
-        try:
-            connection.send(pack_boundary(kind, iteration, monotonic_ns(), *arguments))
-        except MessageError as error:
-            logger.warning("%s", error)
+        else:
+            self._tell(connection, kind, iteration, arguments)
 
     def _tell(self, connection: Connection, kind: int, iteration: int, arguments: tuple[int, int, int]) -> None:
         try:

@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin/python
 FAST_TESTS := -m "not cluster and not frameworks"
-# One worker for the cluster's tests, which mostly wait, and two for the others (testbed/pytest_plugin.py).
-LANES := -n 3 --dist loadgroup --no-loadscope-reorder
+# One worker for the cluster's tests, which mostly wait, and two for the others (tests/lanes.py).
+LANES := -n 3 --no-loadscope-reorder
 
 .PHONY: help
 help: ## Show this list

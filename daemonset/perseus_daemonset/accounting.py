@@ -41,6 +41,7 @@ class RankAccount:
         begin_wall_seconds: wall-clock time at which the current iteration began.
         measurer: measures instructions while a sweep runs; None before the first.
         instructions: how long they take.
+        was_locked: whether the GPU was locked at some moment of this iteration.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class RankAccount:
         self._unlocked_iterations = 0
         self._begin: tuple[int, int, float] | None = None  # iteration, nanoseconds, joules
         self._end: tuple[int, int, float] | None = None  # the same of the newest iteration's own end
-        self._was_locked = False
+        self.was_locked = False
         self._first_forward: int | None = None
         self._last_backward: int | None = None
 
@@ -98,8 +99,8 @@ class RankAccount:
         self.instructions.interrupted()
 
     def locked(self) -> None:
-        """The GPU is locked at some moment of this iteration."""
-        self._was_locked = True
+        """The GPU is locked now."""
+        self.was_locked = True
 
     def begin_iteration(
         self, boundary: Boundary, joules: float | None, wall_seconds: float, plan: RankPlan | None
@@ -117,7 +118,7 @@ class RankAccount:
         self.iteration = boundary.iteration
         self.begin_wall_seconds = wall_seconds
         self._begin = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
-        self._was_locked = False
+        self.was_locked = False
         self._first_forward = self._last_backward = None
 
     def instruction(self, boundary: Boundary, order_finished: bool) -> None:
@@ -183,7 +184,7 @@ class RankAccount:
         self.energy_joules += joules
         self.iterations += 1
         self.seconds += seconds
-        if not self._was_locked:
+        if not self.was_locked:
             self._unlocked_joules += joules
             self._unlocked_seconds += seconds
             self._unlocked_iterations += 1
@@ -200,7 +201,7 @@ class RankAccount:
 
     def _is_incomparable(self, plan: RankPlan | None) -> bool:
         """Whether it ran in a sweep with nothing measured before: a sweep comes before the profile."""
-        return self._was_locked and plan is not None and bool(plan.measurement) and not self._unlocked_iterations
+        return self.was_locked and plan is not None and bool(plan.measurement) and not self._unlocked_iterations
 
     def _add_baseline(self, source: str, joules: float, seconds: float) -> None:
         self.baseline_joules[source] = self.baseline_joules.get(source, 0.0) + joules

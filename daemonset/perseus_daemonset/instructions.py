@@ -40,13 +40,11 @@ class InstructionBooks:
 
     Attributes:
         times: by instruction.
-        running: the instruction that runs now, None between two.
     """
 
     def __init__(self) -> None:
         """Open the books."""
         self.times: dict[Instruction, InstructionTimes] = {}
-        self.running: Instruction | None = None
         self._begin: Boundary | None = None
         self._clock: int | None = None
 
@@ -60,9 +58,9 @@ class InstructionBooks:
         """
         kind, iteration, now, instruction, microbatch, chunk = boundary
         if kind is _BEGIN:
-            self._begin, self.running, self._clock = boundary, instruction, megahertz
+            self._begin, self._clock = boundary, megahertz
             return
-        begin, self._begin, self.running = self._begin, None, None
+        begin, self._begin = self._begin, None
         if kind is not _END or begin is None or instruction is None:
             return
         seconds = (now - begin.time_nanoseconds) / _NANOSECONDS
@@ -80,4 +78,4 @@ class InstructionBooks:
 
     def interrupted(self) -> None:
         """The trainer's connection ended: what runs is not counted."""
-        self._begin = self.running = None
+        self._begin = None

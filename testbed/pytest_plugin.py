@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from testbed.cluster import Cluster
 
+
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """The running cluster."""

@@ -119,8 +119,10 @@ class CountingHook:
 
     def __enter__(self) -> None:
         code, _, chunk = self._arguments
-        self._told = (code, self._session.count(code, chunk), chunk)
-        self._session.mark(INSTRUCTION_BEGIN, self._told)
+        session = self._session
+        counter = session.counters.get((code, chunk))
+        self._told = told = (code, session.count(code, chunk) if counter is None else next(counter), chunk)
+        session.mark(INSTRUCTION_BEGIN, told)
 
     def __exit__(self, raised: object, *_: object) -> None:
         if raised is None:

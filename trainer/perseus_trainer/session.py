@@ -47,6 +47,7 @@ class Session:
         iteration_index: index of the iteration that runs now or ran last; -1 before the first.
         in_iteration: whether one runs now.
         edge: where boundaries are; None is where Python is.
+        counters: of each instruction and chunk in this iteration; see `count`.
     """
 
     def __init__(self, connection: Connection | None, record: bool = False, edge: Edge | None = None) -> None:
@@ -58,7 +59,7 @@ class Session:
         self.edge = edge
         self.iteration_index = -1
         self.in_iteration = False
-        self._counts: dict[tuple[int, int], itertools.count[int]] = {}
+        self.counters: dict[tuple[int, int], itertools.count[int]] = {}
         self._running: tuple[int, int, int] | None = None
         self._said: set[str] = set()
 
@@ -111,7 +112,7 @@ class Session:
         if self.in_iteration:
             self._complain("an iteration began inside of another: surround each training step once")
         self.iteration_index = self.iteration_index + 1 if index is None else index
-        self._counts = {}
+        self.counters = {}
         self._running = None
         self.in_iteration = True
         if self._recorder is not None:
@@ -162,9 +163,9 @@ class Session:
 
     def count(self, code: int, chunk: int) -> int:
         """Return how many of an instruction there were in this iteration, and count one more."""
-        counter = self._counts.get((code, chunk))
+        counter = self.counters.get((code, chunk))
         if counter is None:
-            counter = self._counts.setdefault((code, chunk), itertools.count())
+            counter = self.counters.setdefault((code, chunk), itertools.count())
         return next(counter)
 
     def _reach(self, kind: int, arguments: tuple[int, int, int]) -> None:

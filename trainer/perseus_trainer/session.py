@@ -159,7 +159,14 @@ class Session:
         except struct.error:
             self._reach(kind, arguments)  # It says what does not fit.
             return
-        connection.send(packet)
+        agent = connection.socket
+        if agent is None:
+            connection.dropped += 1
+            return
+        try:
+            agent.send(packet)
+        except OSError as error:
+            connection.failed(agent, error)
 
     def count(self, code: int, chunk: int) -> int:
         """Return how many of an instruction there were in this iteration, and count one more."""

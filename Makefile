@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin/python
 FAST_TESTS := -m "not cluster and not frameworks"
+# One worker for the cluster's tests, which mostly wait, and two for the others (tests/lanes.py).
+LANES := -n 3 --no-loadscope-reorder
 
 .PHONY: help
 help: ## Show this list
@@ -30,8 +32,8 @@ native: ## Compile the simulated NVML library
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
-demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=measured: no profile given)
-	@$(PYTHON_BIN) -m demo $(if $(filter measured,$(PROFILE)),--measured-profile)
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: bring a profile)
+	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
 .PHONY: example
 example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster
@@ -49,7 +51,7 @@ down: venv ## Stop the cluster and leave no trace
 test: venv loops ## Every test, on the real parts (root, Go >= 1.26)
 	@$(PYTHON_BIN) -m testbed build
 	@$(MAKE) --no-print-directory native
-	@$(PYTHON_BIN) -m pytest
+	@$(PYTHON_BIN) -m pytest $(LANES)
 
 .PHONY: test-fast
 test-fast: venv native loops ## The tests that need no cluster and train nothing, under 3 minutes

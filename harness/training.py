@@ -198,7 +198,8 @@ class Training:
                     labels = f'{{{named},stage="{rank}",pod="{job}-{rank}"}}'
                     lines[_SERIES[3]].append(f"{_SERIES[3]}{labels} {held.generation if held else 0}")
                     lines[_SERIES[4]].append(f"{_SERIES[4]}{labels} {plan.generation if plan else 0}")
-        return "\n".join(line for each in lines.values() for line in each) + "\n"
+        agent = ['perseus_agent_build_info{node="node",version="0"} 1']
+        return "\n".join(line for each in (agent, *lines.values()) for line in each) + "\n"
 
     def _tick(self) -> None:
         while not self._stopped.wait(_TICK_SECONDS):

@@ -79,13 +79,13 @@ class Installation:
         """
         return run([self._helm, "--kubeconfig", self.kubeconfig, *arguments], timeout_seconds=timeout_seconds)
 
-    def install_chart(self, *settings: str) -> None:
+    def install_chart(self, *settings: str, gpus: int = GPUS) -> None:
         """Install or upgrade the chart with simulated GPUs and wait until its pods are ready."""
         values = [
             f"image.tag={self.tag}",
             f"prometheus.url={self._site.prometheus_url}",
             "simulator.enabled=true",
-            f"simulator.gpus={GPUS}",
+            f"simulator.gpus={gpus}",
             *settings,
         ]
         sets = [argument for value in values for argument in ("--set", value)]
@@ -96,7 +96,7 @@ class Installation:
         # Helm installs CRDs and never upgrades them: a cluster that was up before would keep its old one.
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
         self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
-        self._wait_for_gpus()
+        self._wait_for_gpus(gpus)
         self.forget_addresses()
 
     def overlay(self, example: Path) -> Path:
@@ -187,8 +187,8 @@ class Installation:
         pod = self.pods("simulator")[0]
         return self.kubectl("exec", "-n", SYSTEM_NAMESPACE, pod, "--", "perseus-simulator", *arguments)
 
-    def _wait_for_gpus(self) -> None:
-        path = f"jsonpath={{.status.allocatable.nvidia\\.com/gpu}}={GPUS}"
+    def _wait_for_gpus(self, gpus: int) -> None:
+        path = f"jsonpath={{.status.allocatable.nvidia\\.com/gpu}}={gpus}"
         self.kubectl("wait", "node", "--all", f"--for={path}", "--timeout=60s")
 
 

@@ -30,7 +30,7 @@ class Fleet:
         control = json.loads(self._control.read_text()) if self._control.exists() else {}
         slow: dict[str, float] = control.get("slow", {})
         generations: dict[str, int] = control.get("generations", {})
-        now, lines = time.time(), []
+        now, lines = time.time(), [f'perseus_agent_build_info{{node="node-{number}",version="0"}} 1']
         for job in range(number, self._jobs, self._pages):
             name = f"job-{job}"
             iteration = int((now - self._begin) / self._period) + 20

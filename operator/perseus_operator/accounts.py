@@ -1,4 +1,4 @@
-"""All jobs' ledgers, brought up to date and shown by one query every few seconds; writing them down is the visits' work.
+"""All jobs' ledgers, read and shown by one query every few seconds; writing them down is the visits' work.
 
 A ledger is opened by the first visit to its job, from what an earlier operator wrote. The window of the query reaches
 back to the oldest reading, so that what happened while no operator ran is counted, once. Figures are shown only after a

@@ -22,13 +22,14 @@ from perseus_operator.measurements import Measurement
 from perseus_operator.transport import Connection, NoAnswer, Sample, samples
 from perseus_operator.troubles import QUESTION as _TROUBLES
 from perseus_operator.troubles import Trouble, read_troubles
+from perseus_operator.vectors import decode_vector
 
 JobKey = tuple[str, str]
 _SECONDS, _ITERATION = "perseus_pipeline_seconds", "perseus_pipeline_iteration"
 _BEGIN = "perseus_pipeline_iteration_begin_timestamp_seconds"
 _PIPELINES = f'{{__name__=~"{_SECONDS}|{_ITERATION}|{_BEGIN}"}}'
-# Asked by itself: joined to the others by `or`, it doubles what Prometheus needs for ten thousand pipelines.
-_SCRAPED = f"timestamp({_ITERATION})"
+# An agent's page is scraped as a whole: one time for each agent, not one for each of ten thousand pipelines.
+_SCRAPED = "timestamp(perseus_agent_build_info)"
 _ACCEPTED, _ACTIVE = "perseus_plan_generation_accepted", "perseus_plan_generation_active"
 _RAW_GENERATIONS = " or ".join(
     f'label_replace(count_values by (namespace, job) ("generation", {name}), "kind", "{kind}", "", "")'
@@ -47,7 +48,6 @@ _RECORDED_DRIFT = '{__name__="perseus:instruction_drift:ratio"}'
 _RULES = "perseus:rules:version"
 _RULES_SECONDS = 30.0
 _SLOTS = {_SECONDS: 0, _ITERATION: 1, _BEGIN: 2}
-_SCRAPED_SLOT = 3
 _HISTORY = f"{_SECONDS}[3m]"
 _HISTORY_TIMEOUT_SECONDS = 10.0
 _COUNTERS_TIMEOUT_SECONDS = 10.0
@@ -121,8 +121,8 @@ class Prometheus:
                 counts: dict[int, int] = getattr(report, kind)
                 counts[round(float(generation))] = int(value)
         # A scrape between the two makes measurements look older than they are: plans then begin later, never too early.
-        scraped = await self._connection.ask(_SCRAPED)
-        pipelines = read_pipelines(await self._connection.ask(_PIPELINES), scraped)
+        scraped = await self._connection.body(_SCRAPED)
+        pipelines = read_pipelines(await self._connection.body(_PIPELINES), scraped)
         troubles = read_troubles(await self._connection.ask(_TROUBLES))
         now = time.monotonic()
         for key, each in troubles.items():
@@ -167,45 +167,38 @@ class Prometheus:
         self._rules_asked = now
 
 
-def read_pipelines(data: Any, scraped_at: Any = None) -> dict[JobKey, dict[int, list[Measurement]]]:
+def read_pipelines(body: bytes, scraped_body: bytes) -> dict[JobKey, dict[int, list[Measurement]]]:
     """Return what each pod says of its pipeline.
 
-    With ten thousand pipelines this is most of a round's time: one plain loop over the samples.
+    Args:
+        body: answer about the pipelines.
+        scraped_body: answer about the agents' pages: when each was scraped.
 
     Raises:
-        NoAnswer: this is no answer of Prometheus.
+        NoAnswer: one of them is no instant vector of Prometheus.
     """
-    by_pod: dict[tuple[Any, ...], list[float | None]] = {}
-    answered = 0.0
-    try:
-        for answer in (data, scraped_at):
-            if answer is None and answer is not data:
-                continue
-            if answer["resultType"] != "vector":
-                raise NoAnswer("Prometheus's answer is not an instant vector")
-            for sample in answer["result"]:
-                when, text = sample["value"]
-                get = sample["metric"].get
-                slot = _SLOTS.get(get("__name__")) if answer is data else _SCRAPED_SLOT
-                value = float(text)
-                if slot is None or not math.isfinite(value):
-                    continue
-                if answer is data:
-                    answered = float(when)
-                place = (get("namespace", ""), get("job", ""), get("pipeline", ""), get("pod", ""))
-                values = by_pod.get(place)
-                if values is None:
-                    by_pod[place] = values = [None, None, None, None]
-                values[slot] = value
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise NoAnswer("this is no answer of Prometheus") from None
+    scraped: dict[str, float] = {}
+    for labels, moment in decode_vector(scraped_body)[1]:
+        # Of two pages of one name the older: plans then begin later, never too early.
+        scraped[labels.instance] = min(moment, scraped.get(labels.instance, math.inf))
+    by_pod: dict[tuple[str, str, str, str], list[float | None]] = {}
+    answered, speaking = decode_vector(body)
+    for labels, value in speaking:
+        slot = _SLOTS.get(labels.name)
+        if slot is None:
+            continue
+        place = (labels.namespace, labels.job, labels.pipeline, labels.pod)
+        values = by_pod.get(place)
+        if values is None:
+            by_pod[place] = values = [None, None, None, scraped.get(labels.instance)]
+        values[slot] = value
     found: dict[JobKey, dict[int, list[Measurement]]] = {}
-    for (namespace, job, pipeline, pod), (seconds, iteration, begin, scraped) in by_pod.items():
+    for (namespace, job, pipeline, pod), (seconds, iteration, begin, when) in by_pod.items():
         number = _pipeline(pipeline)
         if number is None or iteration is None or not -1 < iteration < 2**53:
             continue
-        age = max(0.0, answered - scraped) if scraped is not None else 0.0
-        measurement = Measurement(seconds, int(iteration), begin, scraped, age, pod)
+        age = max(0.0, answered - when) if when is not None else 0.0
+        measurement = Measurement(seconds, int(iteration), begin, when, age, pod)
         if measurement.is_sound:
             found.setdefault((namespace, job), {}).setdefault(number, []).append(measurement)
     return found

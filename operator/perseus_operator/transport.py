@@ -66,6 +66,19 @@ class Connection:
         Raises:
             NoAnswer: there is none in time, it is too large, or it is none of Prometheus's.
         """
+        return parsed(await self.body(question, timeout_seconds, maximum_bytes))
+
+    async def body(
+        self,
+        question: str,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        maximum_bytes: int = MAXIMUM_ANSWER_BYTES,
+    ) -> bytes:
+        """Return the answer to an instant query as it came.
+
+        Raises:
+            NoAnswer: there is none in time, or it is too large, or a refusal.
+        """
         form = {"query": question, "timeout": f"{timeout_seconds:g}s"}
         try:
             async with self._session.post(
@@ -76,12 +89,12 @@ class Connection:
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds + 0.5),
                 allow_redirects=False,
             ) as response:
-                body = await _bounded(response, maximum_bytes)
+                found = await _bounded(response, maximum_bytes)
                 if response.status != 200:
-                    raise NoAnswer(f"Prometheus answered {response.status}{_its_words(body)}")
+                    raise NoAnswer(f"Prometheus answered {response.status}{_its_words(found)}")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise NoAnswer(f"Prometheus does not answer: {_words_of(error, timeout_seconds)}") from None
-        return parsed(body)
+        return found
 
     def _headers(self) -> dict[str, str]:
         address = self._address

@@ -15,7 +15,17 @@ from perseus_api.frontier import Frontier
 from perseus_api.plan import Plan
 
 from harness.controlplane import SYSTEM, ControlPlane
-from harness.objects import HEADER, csv_of, frontier_data, frontier_of, perseus_job, profile_config_map
+from harness.objects import (
+    HEADER,
+    batch_path,
+    core_path,
+    csv_of,
+    frontier_data,
+    frontier_of,
+    job_path,
+    perseus_job,
+    profile_config_map,
+)
 from harness.operator import OperatorProcess
 from testbed.errors import TestbedError
 
@@ -55,10 +65,17 @@ class BareCluster:
         self.kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(listed))
 
     def find(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        """Return an object, or None."""
-        text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
-        found: dict[str, Any] | None = json.loads(text) if text.strip() else None
-        return found
+        """Return a ConfigMap, PerseusJob or Job, or None; asked for often, so not by a process for each."""
+        match kind:
+            case "configmap":
+                path = core_path("configmaps", namespace, name)
+            case "perseusjob":
+                path = job_path(namespace, name)
+            case "job":
+                path = batch_path(namespace, name)
+            case _:
+                raise ValueError(f"{kind} is not known here: use kubectl")
+        return self.plane.client.get(path)
 
     def children(self, namespace: str, job: str) -> dict[str, dict[str, Any]]:
         """Return a job's children by kind and name, and its plan."""

@@ -20,6 +20,7 @@ from perseus_simulator.testing import example_profile
 CLOCKS = tuple(range(1410, 800, -15))
 IMAGE = "registry/trainer@sha256:" + "1" * 64
 ITERATION_SECONDS = 0.05
+PIECE_BYTES = 1400
 BLOCKING_WATTS = 80.0
 TRUTH = example_profile()
 
@@ -52,7 +53,10 @@ class Agents:
                 self.send_response(200 if body else 404)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                # As a network brings it: in pieces, each some time after the other.
+                for begin in range(0, len(body), PIECE_BYTES):
+                    self.wfile.write(body[begin : begin + PIECE_BYTES])
+                    time.sleep(0.01)
 
             def log_message(self, *_: object) -> None:
                 pass

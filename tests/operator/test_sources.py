@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ series = st.fixed_dictionaries(
         "job": st.text(max_size=3),
         "pipeline": st.sampled_from(["0", "1", "-1", "1e3", "٣", "99999999", ""]),
         "pod": st.text(max_size=3),
+        "instance": st.text(max_size=1),
     },
 )
 
@@ -39,8 +41,8 @@ series = st.fixed_dictionaries(
 @given(st.lists(st.tuples(series, st.floats(allow_nan=True)), max_size=20))
 def test_pipelines_out_of_any_vector_are_sound(found: list[tuple[dict[str, str], float]]) -> None:
     result = [{"metric": labels, "value": [1000.0, repr(value)]} for labels, value in found]
-    data = {"resultType": "vector", "result": result}
-    for pipelines in read_pipelines(data, {**data}).values():
+    body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()
+    for pipelines in read_pipelines(body, body).values():
         for number, pods in pipelines.items():
             assert 0 <= number < 10**6
             assert all(each.is_sound for each in pods)

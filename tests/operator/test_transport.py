@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -167,15 +168,20 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_data_that_is_no_vector_is_refused_not_believed(data: object) -> None:
-    for reader in (samples, read_history, read_pipelines):
+    for reader in (samples, read_history):
         with pytest.raises(NoAnswer):
-            reader(data)  # type: ignore[operator]
+            reader(data)
+    body = json.dumps({"status": "success", "data": data}).encode()
+    with pytest.raises(NoAnswer):
+        read_pipelines(body, body)
 
 
 @given(st.binary(max_size=60))
 def test_a_body_that_is_no_answer_is_refused_not_believed(body: bytes) -> None:
     with pytest.raises(NoAnswer):
         parsed(body)
+    with pytest.raises(NoAnswer):
+        read_pipelines(body, body)
 
 
 @given(st.lists(st.tuples(st.text(max_size=8), st.sampled_from(["1.5", "NaN", "+Inf", "-Inf"]))))

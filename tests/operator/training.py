@@ -138,6 +138,7 @@ class MetricsPage:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 lines = [line for each in page.trainings for line in each.render()] + page.lines
+                lines.append('perseus_agent_build_info{node="node",version="0"} 1')
                 body = ("\n".join(lines) + "\n").encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")

@@ -82,10 +82,20 @@ class Agents:
             async with self._session.get(f"http://{address}{names.MEASUREMENTS_PATH}", params=query) as response:
                 if response.status != 200:
                     raise DocumentError(f"it answered {response.status}")
-                return NodeReport.decode(await response.content.read(MAXIMUM_REPORT_BYTES + 1))
+                return NodeReport.decode(await _body(response))
         except (aiohttp.ClientError, TimeoutError, DocumentError) as error:
             logger.info("the agent at %s is left out: %s %s", address, type(error).__name__, error)
             return NodeReport()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the whole body, or a little more than is read: a single read ends with what has arrived so far."""
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > MAXIMUM_REPORT_BYTES:
+            break
+    return bytes(body)
 
 
 async def trainer_pods(api: Api, namespace: str, job: str, component: str = COMPONENT_TRAINER) -> list[Document]:

@@ -39,7 +39,7 @@ RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
 
 # The planner's loops, compiled ahead of time: what runs them needs no compiler, and so neither numba nor a second more.
 FROM optimiser-dependencies AS optimiser-program
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev >/dev/null
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ gcc libc6-dev python3-dev >/dev/null
 RUN /opt/perseus/bin/pip install --no-cache-dir --quiet setuptools
 COPY --from=wheel /wheel /wheel
 COPY examples/profiles /profiles

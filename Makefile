@@ -19,7 +19,7 @@ venv: .venv/.installed ## Create the development environment
 
 LOOPS := planner/perseus_planner/_ahead.made
 
-$(LOOPS): .venv/.installed $(addprefix planner/perseus_planner/,ahead.py loops.py descent.py realise.py ruin.py sweep.py switching.py)
+$(LOOPS): $(addprefix planner/perseus_planner/,ahead.py loops.py descent.py realise.py ruin.py sweep.py switching.py) | .venv/.installed
 	@$(PYTHON_BIN) -m perseus_planner.ahead >/dev/null 2>&1 || echo "The planner's loops are compiled on first use: a C compiler or Python's headers are missing."
 	@touch $@
 
@@ -69,10 +69,10 @@ lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/lint-imports
 
 .PHONY: bench
-bench: venv loops ## Benchmarks, beside the public solver; figures go to build/bench
+bench: venv loops ## Benchmarks, beside the public solver; figures go to build/bench (LARGEST=1: huge pipelines too)
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@$(PYTHON_BIN) -m benchmarks
+	@LARGEST=$(LARGEST) $(PYTHON_BIN) -m benchmarks
 
 .PHONY: bench-profiling
 bench-profiling: venv native ## Measured profiles against the simulated device's truth, in real time: about ten minutes

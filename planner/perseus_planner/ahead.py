@@ -1,6 +1,6 @@
 """``python -m perseus_planner.ahead``: compile the planner's loops into an extension module beside their sources.
 
-Made once, for an image or a checkout; needs numba, setuptools, a C compiler and Python's headers, and what it makes
+Made once, for an image or a checkout; needs numba, setuptools, C and C++ compilers and Python's headers; what it makes
 needs none of them. numba's own compiler for this (numba.pycc) writes a module that any Python of the same version can
 import. Its code is for any processor of the architecture, not for the one that it is made on.
 """

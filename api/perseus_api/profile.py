@@ -183,7 +183,11 @@ def _parse_rows(text: str) -> dict[tuple[int, Instruction], tuple[Measurement, .
                 f"the profile's first line must name the columns {','.join(REQUIRED_COLUMNS)}"
                 f" (optional: {','.join(OPTIONAL_COLUMNS)})"
                 + (f"; missing: {', '.join(missing)}" if missing else "")
-                + (f"; unknown: {', '.join(unknown)[:100]}" if unknown else "")
+                + (
+                    f"; unknown: {', '.join(each if each.isprintable() else repr(each) for each in unknown)[:100]}"
+                    if unknown
+                    else ""
+                )
             )
         found: dict[tuple[int, Instruction], dict[int, Measurement]] = {}
         for cells in reader:

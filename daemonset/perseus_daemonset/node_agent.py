@@ -14,10 +14,9 @@ from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
 from perseus_daemonset.journal import Journal
-from perseus_daemonset.latency import METRICS
 from perseus_daemonset.measuring.reporter import Reporter
 from perseus_daemonset.measuring.sampler import Sampler
-from perseus_daemonset.metrics import AgentCollector
+from perseus_daemonset.metrics import METRICS, AgentCollector
 from perseus_daemonset.ownership import Ownership
 from perseus_daemonset.plans import PlanStore
 from perseus_daemonset.pod_resources import Claim
@@ -28,6 +27,8 @@ from perseus_daemonset.server import Server
 from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
+# A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
+SWITCH_INTERVAL_SECONDS = 0.0001
 END_SECONDS = 2.0
 LAST_SECONDS = 1.0
 

@@ -60,6 +60,15 @@ class Device:
         held = self.in_force or 1410
         return min(held, self.cap) if self.cap else held
 
+    def burn(self, step: int, power: float) -> None:
+        """Let time pass."""
+        while self.next_refresh <= self.now + step:
+            before = (self.next_refresh - self.now) / SECOND * power
+            self.measurer.refresh(Refresh(self.next_refresh, self.joules + before))
+            self.next_refresh += 100 * MILLISECOND
+        self.joules += step / SECOND * power
+        self.now += step
+
     def spend(self, instruction: Instruction | None, share: float = 1.0, chunk: int = 0) -> None:
         """Run an instruction (None: wait for 20 ms), in small steps so that a clock that changes is felt."""
         done = 0.0
@@ -70,12 +79,7 @@ class Device:
             rest = round((share - done) * needed * SECOND)
             step = min(step, max(rest, 1))
             power = BLOCKING_WATTS if instruction is None else watts(instruction, clock, chunk)
-            while self.next_refresh <= self.now + step:
-                before = (self.next_refresh - self.now) / SECOND * power
-                self.measurer.refresh(Refresh(self.next_refresh, self.joules + before))
-                self.next_refresh += 100 * MILLISECOND
-            self.joules += step / SECOND * power
-            self.now += step
+            self.burn(step, power)
             done += step / SECOND / needed if step < rest else share
             if self.now >= self.next_look:
                 self.next_look = self.now + 20 * MILLISECOND
@@ -188,6 +192,27 @@ def test_a_lost_message_costs_its_instruction_and_no_more() -> None:
     rows, _ = measurer.rows()
     for row in rows:
         assert row.time_seconds == pytest.approx(seconds(row.instruction, 1410), rel=1e-3)
+
+
+def test_an_iteration_that_an_exception_left_moves_no_row() -> None:
+    device = Device(Measurer("m"), 20 * MILLISECOND)
+    number = steady(device)
+    whole = device.measurer.longest_seconds
+    for _ in range(20):
+        device.iteration(number, 1410)
+        device.measurer.boundary(Boundary(BoundaryKind.ITERATION_BEGIN, number + 1, device.now), (1410,) * len(ORDER))
+        device.measurer.boundary(Boundary(BoundaryKind.INSTRUCTION_BEGIN, number + 1, device.now, ORDER[0]), ())
+        device.burn(5 * MILLISECOND, 500.0)  # what it did when it failed, and what handles it, is not known
+        device.measurer.boundary(Boundary(BoundaryKind.ITERATION_BROKEN, number + 1, device.now), ())
+        device.burn(900 * MILLISECOND, 30.0)
+        number += 2
+    rows, blocking = device.measurer.rows()
+    assert {row.instruction for row in rows} == set(ORDER)
+    for row in rows:
+        assert row.time_seconds == pytest.approx(seconds(row.instruction, 1410), rel=1e-3)
+        assert row.energy_joules == pytest.approx(watts(row.instruction, 1410) * row.time_seconds, rel=0.01)
+    assert [row.watts for row in blocking] == [pytest.approx(BLOCKING_WATTS, rel=0.01)]
+    assert device.measurer.longest_seconds == pytest.approx(whole), "what is broken is no iteration of the sweep"
 
 
 def test_refreshes_are_found_with_few_reads_and_their_moments_are_right() -> None:

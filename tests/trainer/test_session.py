@@ -83,19 +83,24 @@ def test_how_chunks_lie_is_told_when_an_iteration_begins(
     session.close()
 
 
-def test_an_exception_of_the_training_passes_and_its_boundaries_are_closed(agent_side: AgentSide, rank: Rank) -> None:
+def test_an_exception_of_the_training_passes_and_its_iteration_is_told_as_broken(
+    agent_side: AgentSide, rank: Rank
+) -> None:
     session = perseus_trainer.connect(rank, str(agent_side.path))
     connection = agent_side.serve()
     eventually(lambda: session.connected, "the session is connected")
     with pytest.raises(ZeroDivisionError), session.iteration(), session.instruction("forward"):
         _ = 1 // 0
-    kinds = [shape(read(connection))[0] for _ in range(4)]
+    with session.iteration():
+        pass
+    kinds = [shape(read(connection))[0] for _ in range(5)]
     assert kinds == [
         BoundaryKind.ITERATION_BEGIN,
         BoundaryKind.INSTRUCTION_BEGIN,
-        BoundaryKind.INSTRUCTION_END,
+        BoundaryKind.ITERATION_BROKEN,
+        BoundaryKind.ITERATION_BEGIN,
         BoundaryKind.ITERATION_END,
-    ]
+    ], "what an exception left has not ended"
     session.close()
     assert read(connection) is None, "closing the session gives the lease up"
 

@@ -90,6 +90,11 @@ class Measurer:
     def boundary(self, boundary: Boundary, work: Work) -> None:
         """Take a boundary, and the clocks of the iteration that it stands in."""
         with self._mutex:
+            if boundary.kind is BoundaryKind.ITERATION_BROKEN:
+                # What ran when the exception came, and what handles it, is not known.
+                self._timeline.interrupt()
+                self._iteration_begin = None
+                return
             stretch = self._timeline.take(boundary)
             if stretch is not None and len(self._stretches) < MAXIMUM_STRETCHES:
                 self._stretches.append((stretch, self._work, self._steadiness.is_steady))

@@ -11,9 +11,7 @@ import base64
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +43,6 @@ logger = logging.getLogger("perseus.optimiser")
 def main() -> int:
     """Run; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    bring_compiled_loops()
     try:
         begin = time.monotonic()
         found = compute(Path(PROFILE_FOLDER), Path(ORDERS_FOLDER))
@@ -59,18 +56,6 @@ def main() -> int:
         print(f"optimisation failed: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def bring_compiled_loops() -> None:
-    """Copy the planner's compiled loops from the image, where nothing can be written, to where numba accepts them.
-
-    Must come before the planner is imported: numba reads its settings once.
-    """
-    baked = os.environ.get("NUMBA_CACHE_DIR", "")
-    if baked and Path(baked).is_dir() and not os.access(baked, os.W_OK):
-        target = Path(tempfile.mkdtemp()) / "numba"
-        shutil.copytree(baked, target)
-        os.environ["NUMBA_CACHE_DIR"] = str(target)
 
 
 def compute(folder: Path, orders_folder: Path | None = None) -> Frontier:

@@ -4,7 +4,8 @@ Eight GPUs with 50 boundaries a second each, every one a change of clock, at mom
 own keeps the other core busy. A boundary is two messages (an instruction ends, the next begins), sent by the trainer
 library. A measurement goes from the moment before a message is made to the moment at which the call enters the
 simulated library, written down there, for both programs alike; they take turns of a few seconds, each with its own
-eight GPUs of one node. A hook is one call of the trainer library, one message.
+eight GPUs of one node. A hook is one call of the trainer library, one message. What a hook costs beyond the message
+shows beside bare sends of as many bytes, at the same moments, to a process that reads and does nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import heapq
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,15 +23,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from perseus_api.messages import BOUNDARY_BYTES
 from perseus_api.plan import Plan
 from perseus_simulator.node import ClockCall, KernelClient, SimulatedGpu, SimulatedNode
 from perseus_simulator.testing import example_profile
 from perseus_trainer import Session, connect
 from perseus_trainer.environment import Rank
 
-from benchmarks.agent_edge import JOB, NAMESPACE, Agent, cpu_seconds, resident_megabytes
+from benchmarks.agent_edge import JOB, NAMESPACE, Agent, Reader, cpu_seconds, resident_megabytes
 from benchmarks.zeusd import Zeusd
 from tests.agent.agent_process import eventually
 
@@ -47,6 +50,7 @@ os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 while True:
     pass
 """
+MESSAGE = bytes(BOUNDARY_BYTES)
 NAMES = {"F": "forward", "B": "backward"}
 
 
@@ -72,12 +76,14 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
     clients = [KernelClient(node, gpu.uuid) for gpu in node.gpus]
     agent = Agent(folder, node, [gpu.uuid for gpu in ours], _plan(), CHANGES_PER_SECOND)
     zeusds = [Zeusd(folder, node, [gpu.index for gpu in theirs], silent=silent) for silent in (False, True)]
+    reader = Reader(GPUS)
     busy = subprocess.Popen([sys.executable, "-c", BUSY.format(max(os.sched_getaffinity(0)))])
     try:
         ranks = [_Rank(agent.socket, stage, gpu.uuid) for stage, gpu in enumerate(ours)]
         eventually(lambda: all(rank.session.connected for rank in ranks), "every rank is served", 30)
         sides = [_Side(agent.pid, ranks, ours)]
         sides += [_Side(zeusd.pid, [_Asking(zeusd, gpu.index) for gpu in theirs], theirs) for zeusd in zeusds]
+        sides += [_Side(reader.pid, [_Sending(each) for each in reader.connections], ())]
         chance = random.Random(seed)
         for turn in range(turns + 1):
             for side in sides:
@@ -87,7 +93,7 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
                 if turn == 0:  # the first turn of each warms up and is not counted
                     side.forget()
             agent.scrape()
-        mine, shipped, silent = (side.times for side in sides)
+        mine, shipped, silent, bare = (side.times for side in sides)
         return {
             "call_p50_seconds": mine.calls(0.5),
             "call_p99_seconds": mine.calls(0.99),
@@ -95,7 +101,10 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
             "ratio_to_zeusd_p99": round(mine.calls(0.99) / shipped.calls(0.99), 3),
             "hook_p50_seconds": mine.hooks(0.5),
             "hook_p99_seconds": mine.hooks(0.99),
+            "bare_send_p50_seconds": bare.hooks(0.5),
+            "bare_send_p99_seconds": bare.hooks(0.99),
             "cpu_percent": sides[0].cpu_percent(turns),
+            "reader_cpu_percent": sides[3].cpu_percent(turns),
             "megabytes": round(resident_megabytes(agent.pid), 1),
             "samples": mine.count,
             "superseded": mine.superseded,
@@ -113,6 +122,7 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
         }
     finally:
         busy.kill()
+        reader.stop()
         for zeusd in zeusds:
             zeusd.stop()
         agent.stop()
@@ -124,7 +134,7 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
 class _Side:
     """One of the programs: its process, who sends to it, its GPUs, and what was measured."""
 
-    def __init__(self, pid: int, senders: Sequence[_Rank | _Asking], gpus: Sequence[SimulatedGpu]) -> None:
+    def __init__(self, pid: int, senders: Sequence[_Sender], gpus: Sequence[SimulatedGpu]) -> None:
         self.times = _Times()
         self._pid = pid
         self._senders = senders
@@ -138,7 +148,8 @@ class _Side:
         sent = _turn([sender.boundary for sender in self._senders], chance)
         self._spent += cpu_seconds(self._pid) - before
         time.sleep(0.2)
-        self.times.take(sent, [gpu.clock_calls(first) for gpu, first in zip(self._gpus, since, strict=True)])
+        reached = [gpu.clock_calls(first) for gpu, first in zip(self._gpus, since, strict=True)]
+        self.times.take(sent, reached or [[] for _ in sent])
 
     def forget(self) -> None:
         """Begin to measure anew."""
@@ -147,6 +158,13 @@ class _Side:
     def cpu_percent(self, turns: int) -> float:
         """Processor time of the program, in percent of one core."""
         return round(100 * self._spent / (turns * TURN_SECONDS), 2)
+
+
+class _Sender(Protocol):
+    """Sends at a boundary."""
+
+    def boundary(self) -> Sent:
+        """Send; return what was sent."""
 
 
 class Sent(NamedTuple):
@@ -245,6 +263,21 @@ class _Asking:
         begin = time.monotonic_ns()
         self._zeusd.send(self._index, CLOCKS[self._position])
         return Sent(begin, CLOCKS[self._position], (time.monotonic_ns() - begin,))
+
+
+class _Sending:
+    """As many bytes as a boundary's two messages, and nothing else."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def boundary(self) -> Sent:
+        """Send two messages."""
+        begin = time.monotonic_ns()
+        self._connection.send(MESSAGE)
+        middle = time.monotonic_ns()
+        self._connection.send(MESSAGE)
+        return Sent(begin, 0, (middle - begin, time.monotonic_ns() - middle))
 
 
 def _turn(senders: list[Callable[[], Sent]], chance: random.Random) -> list[list[Sent]]:

@@ -22,6 +22,9 @@ class Instruction(StrEnum):
     ALLREDUCE = "allreduce"
     OPTIMIZER = "optimizer"
 
+    # Enum's own is a function in Python, called at each look into a dictionary.
+    __hash__ = str.__hash__
+
     @property
     def code(self) -> str:
         """The letter of this instruction in the order strings of plan documents."""

@@ -4,6 +4,9 @@ One packet is one message; the connection is the lease. The trainer sends a `Hel
 of one fixed size, and never waits for an answer; the agent answers the hello with one `Welcome` that a trainer
 may read or ignore. Times are ``time.monotonic_ns()`` of the node, which trainer and agent share.
 
+A boundary kind that an agent does not know ends the lease: the clock is given back, and the trainer connects again. So
+an older agent, to which `BoundaryKind.ITERATION_BROKEN` is unknown, does what is safe, and the version need not change.
+
 Nothing here opens a socket. Standard library only.
 """
 
@@ -20,7 +23,8 @@ PROTOCOL_VERSION = 1
 
 _HELLO = struct.Struct("<4sHHIIII64s64s64s")  # magic, version, reserved, pipeline, stage, tensor rank, pid, three texts
 _HELLO_MAGIC = b"PRSH"
-_BOUNDARY = struct.Struct("<BBHIQQ")  # kind, instruction code, chunk, microbatch, iteration, monotonic nanoseconds
+BOUNDARY_FORMAT = "<BBHIQQ"  # kind, instruction code, chunk, microbatch, iteration, monotonic nanoseconds
+_BOUNDARY = struct.Struct(BOUNDARY_FORMAT)
 _WELCOME = struct.Struct("<4sHH120s")  # magic, version, verdict, reason
 _WELCOME_MAGIC = b"PRSW"
 
@@ -35,12 +39,24 @@ class MessageError(ValueError):
 
 
 class BoundaryKind(IntEnum):
-    """What happens at a boundary."""
+    """What happens at a boundary. ITERATION_BROKEN is an end too: by an exception, with the work not done."""
 
     ITERATION_BEGIN = 1
     INSTRUCTION_BEGIN = 2
     INSTRUCTION_END = 3
     ITERATION_END = 4
+    ITERATION_BROKEN = 5
+
+
+class ChunkPlacement(IntEnum):
+    """How a rank's model chunks lie in the model, as a training script knows it and tells at an iteration's begin.
+
+    Chunk c of rank r of R holds part c x R + r (LOOP); in V shape every other chunk runs through the ranks backwards.
+    """
+
+    UNKNOWN = 0
+    LOOP = 1
+    V = 2
 
 
 class Verdict(IntEnum):
@@ -121,7 +137,7 @@ class Boundary(NamedTuple):
         time_nanoseconds: ``time.monotonic_ns()`` when it happened.
         instruction: the instruction, None at iteration boundaries.
         microbatch: index of the microbatch, 0 at iteration boundaries.
-        chunk: model chunk of interleaved schedules, 0 elsewhere.
+        chunk: model chunk of interleaved schedules, 0 elsewhere; at an iteration's begin a `ChunkPlacement`.
     """
 
     kind: BoundaryKind
@@ -162,12 +178,16 @@ class Boundary(NamedTuple):
                 f"unknown boundary kind {kind} or instruction code {code}; instruction boundaries name an instruction, "
                 "iteration boundaries do not"
             )
-        return cls(meaning[0], iteration, time_nanoseconds, meaning[1], microbatch, chunk)
+        # Not by the named tuple's own constructor, a function in Python: the agent does this for each message.
+        return tuple.__new__(cls, (meaning[0], iteration, time_nanoseconds, meaning[1], microbatch, chunk))
 
 
 # What a boundary's first two bytes may say; everything else is refused.
 _MEANINGS: dict[tuple[int, int], tuple[BoundaryKind, Instruction | None]] = {
-    **{(int(kind), 0): (kind, None) for kind in (BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END)},
+    **{
+        (int(kind), 0): (kind, None)
+        for kind in (BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END, BoundaryKind.ITERATION_BROKEN)
+    },
     **{
         (int(kind), ord(instruction.code)): (kind, instruction)
         for kind in (BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END)
@@ -179,7 +199,7 @@ _MEANINGS: dict[tuple[int, int], tuple[BoundaryKind, Instruction | None]] = {
 def pack_boundary(
     kind: int, iteration: int, time_nanoseconds: int, instruction_code: int = 0, microbatch: int = 0, chunk: int = 0
 ) -> bytes:
-    """Pack a boundary from plain numbers, for the trainer's hot path.
+    """Pack a boundary from plain numbers.
 
     Raises:
         MessageError: a number does not fit its field.

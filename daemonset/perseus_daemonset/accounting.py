@@ -4,18 +4,26 @@ An iteration goes from one begin to the next, so that the counter's differences 
 ms does not add up; the last one before a trainer leaves goes to its own end. Iteration 0 warms up and is not counted.
 The baseline of an iteration (docs/accounting.md) is the measured energy of an unlocked one, plus blocking power times
 the time beyond the unlocked duration; without a measured one it is predicted, and said to be.
+
+An iteration that an exception left did not do an iteration's work, so it can be compared with none: its energy counts
+as used, its baseline is that same energy (no saving is claimed for it), and it is no iteration anywhere else.
 """
 
 from __future__ import annotations
 
+from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 
 from perseus_daemonset.baselines import Unlocked
-from perseus_daemonset.follower import RankPlan, is_backward_end, is_first_forward
+from perseus_daemonset.follower import RankPlan
 from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
+from perseus_daemonset.ordering import OrderBooks
 
 MEASURED, PREDICTED = "measured", "predicted"
+_INSTRUCTION_END = BoundaryKind.INSTRUCTION_END
+# A pipeline's time ends with a backward of any kind.
+_BACKWARDS = frozenset({Instruction.BACKWARD, Instruction.BACKWARD_INPUT, Instruction.BACKWARD_WEIGHT})
 _NANOSECONDS = 1_000_000_000
 
 
@@ -23,9 +31,9 @@ class RankAccount:
     """The books of one rank.
 
     Attributes:
-        energy_joules: of counted iterations.
+        energy_joules: of counted iterations, and of broken ones.
         iterations: how many were counted.
-        baseline_joules: what the same iterations would have cost unlocked, by source.
+        baseline_joules: what the same would have cost unlocked, by source.
         seconds: that they took.
         baseline_seconds: that they would have taken unlocked, by source.
         iteration: index of the iteration that runs now; -1 before the first.
@@ -34,6 +42,8 @@ class RankAccount:
         begin_wall_seconds: wall-clock time at which the current iteration began.
         measurer: measures instructions while a sweep runs; None before the first.
         instructions: how long they take.
+        was_locked: whether the GPU was locked at some moment of this iteration.
+        order: in which they ran.
     """
 
     def __init__(self) -> None:
@@ -49,12 +59,13 @@ class RankAccount:
         self.begin_wall_seconds: float | None = None
         self.measurer: Measurer | None = None
         self.instructions = InstructionBooks()
+        self.order = OrderBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
         self._begin: tuple[int, int, float] | None = None  # iteration, nanoseconds, joules
         self._end: tuple[int, int, float] | None = None  # the same of the newest iteration's own end
-        self._was_locked = False
+        self.was_locked = False
         self._first_forward: int | None = None
         self._last_backward: int | None = None
 
@@ -89,10 +100,11 @@ class RankAccount:
             self._close(self._end[1], self._end[2], plan)
         self._begin = self._end = None
         self.instructions.interrupted()
+        self.order.interrupted()
 
     def locked(self) -> None:
-        """The GPU is locked at some moment of this iteration."""
-        self._was_locked = True
+        """The GPU is locked now."""
+        self.was_locked = True
 
     def begin_iteration(
         self, boundary: Boundary, joules: float | None, wall_seconds: float, plan: RankPlan | None
@@ -110,7 +122,7 @@ class RankAccount:
         self.iteration = boundary.iteration
         self.begin_wall_seconds = wall_seconds
         self._begin = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
-        self._was_locked = False
+        self.was_locked = False
         self._first_forward = self._last_backward = None
 
     def instruction(self, boundary: Boundary, order_finished: bool) -> None:
@@ -120,12 +132,13 @@ class RankAccount:
             boundary: begin or end of an instruction.
             order_finished: the plan's order says that nothing follows in this iteration.
         """
-        if self._first_forward is None and is_first_forward(boundary):
+        if boundary.kind is _INSTRUCTION_END:
+            if boundary.instruction in _BACKWARDS:
+                self._last_backward = boundary.time_nanoseconds
+                if order_finished:
+                    self._publish()
+        elif self._first_forward is None and boundary.instruction is Instruction.FORWARD:
             self._first_forward = boundary.time_nanoseconds
-        if is_backward_end(boundary):
-            self._last_backward = boundary.time_nanoseconds
-            if order_finished:
-                self._publish()
 
     def end_iteration(self, boundary: Boundary, joules: float | None = None) -> None:
         """Take an iteration's end: whatever came last was the last.
@@ -137,6 +150,23 @@ class RankAccount:
         if boundary.kind is BoundaryKind.ITERATION_END:
             self._publish()
             self._end = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
+
+    def break_iteration(self, boundary: Boundary, joules: float | None, plan: RankPlan | None) -> None:
+        """Take the moment at which an exception left the iteration: what it used counts, the iteration does not.
+
+        Args:
+            boundary: that moment.
+            joules: the GPU's energy counter, None if it could not be read.
+            plan: that held.
+        """
+        begin, self._begin, self._end = self._begin, None, None
+        self._first_forward = self._last_backward = None
+        if begin is None or joules is None or begin[0] != boundary.iteration or begin[0] == 0 or joules < begin[2]:
+            return
+        if self._is_incomparable(plan):
+            return
+        self.energy_joules += joules - begin[2]
+        self._add_baseline(MEASURED, joules - begin[2], 0.0)
 
     def _close(self, nanoseconds: int, joules: float, plan: RankPlan | None) -> None:
         """Count the iteration that began last, up to a moment and the counter's reading at it."""
@@ -153,12 +183,12 @@ class RankAccount:
             self.pipeline_seconds = (self._last_backward - self._first_forward) / _NANOSECONDS
 
     def _count(self, joules: float, seconds: float, plan: RankPlan | None) -> None:
-        if self._was_locked and plan is not None and plan.measurement and not self._unlocked_iterations:
-            return  # A sweep comes before the profile: nothing is known that it could be compared with.
+        if self._is_incomparable(plan):
+            return
         self.energy_joules += joules
         self.iterations += 1
         self.seconds += seconds
-        if not self._was_locked:
+        if not self.was_locked:
             self._unlocked_joules += joules
             self._unlocked_seconds += seconds
             self._unlocked_iterations += 1
@@ -172,6 +202,10 @@ class RankAccount:
         elif plan is not None:
             beyond = max(0.0, seconds - plan.predicted_seconds)
             self._add_baseline(PREDICTED, plan.predicted_joules + blocking * beyond, plan.predicted_seconds)
+
+    def _is_incomparable(self, plan: RankPlan | None) -> bool:
+        """Whether it ran in a sweep with nothing measured before: a sweep comes before the profile."""
+        return self.was_locked and plan is not None and bool(plan.measurement) and not self._unlocked_iterations
 
     def _add_baseline(self, source: str, joules: float, seconds: float) -> None:
         self.baseline_joules[source] = self.baseline_joules.get(source, 0.0) + joules

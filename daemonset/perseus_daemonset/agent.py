@@ -12,14 +12,12 @@ from pathlib import Path
 from perseus_daemonset.cluster import ClusterWatch
 from perseus_daemonset.identity import identify
 from perseus_daemonset.journal import sole_holder
-from perseus_daemonset.latency import METRICS
-from perseus_daemonset.node_agent import NodeAgent
+from perseus_daemonset.metrics import METRICS
+from perseus_daemonset.node_agent import SWITCH_INTERVAL_SECONDS, NodeAgent
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.web import serve_pages
 
-# A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
-SWITCH_INTERVAL_SECONDS = 0.0001
 _READY_WAIT_SECONDS = 0.2
 logger = logging.getLogger("perseus.agent")
 

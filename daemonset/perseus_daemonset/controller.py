@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from perseus_daemonset.hardware import Gpu, HardwareError
 from perseus_daemonset.journal import Journal
+from perseus_daemonset.latency import CallLatency
 
 RETRY_AFTER_ERROR_SECONDS = 30.0
 FIRST_YIELD_SECONDS = 60.0
@@ -32,6 +33,7 @@ class ClockController:
     """Sets and gives back one GPU's clock. Never raises: after an error the GPU is unlocked as far as it lets itself.
 
     Attributes:
+        requested_megahertz: the clock that is locked, None when unlocked; nobody else sets it.
         changes: successful NVML lock and reset calls.
         held_back: slower clocks that were not set because of the rate's bound.
         interferences: how often somebody else changed the clock under us.
@@ -40,6 +42,7 @@ class ClockController:
         request: number of the newest call that set or reset the clock.
         since: monotonic time of that call.
         on_call: told when each call began (nanoseconds), and which clock it asked for.
+        latency: from a boundary's receipt to the end of its call.
     """
 
     def __init__(self, gpu: Gpu, journal: Journal, changes_per_second: float) -> None:
@@ -52,12 +55,13 @@ class ClockController:
         self.problem = ""
         self.request = 0
         self.since = 0.0
-        self.on_call: Callable[[int, int | None], None] = lambda *_: None
+        self.on_call: Callable[[int, int | None], None] | None = None
+        self.latency = CallLatency()
         self._journal = journal
         self._rate = changes_per_second
         self._tokens = changes_per_second
         self._filled_seconds = time.monotonic()
-        self._requested: int | None = None
+        self.requested_megahertz: int | None = None
         self._journalled = False
         self._pause_until = 0.0
         self._yield_seconds = FIRST_YIELD_SECONDS
@@ -69,11 +73,6 @@ class ClockController:
         self._pending = False
         self._slot = threading.Lock()  # held for an assignment
         self._hand = threading.Lock()  # held during an NVML call
-
-    @property
-    def requested_megahertz(self) -> int | None:
-        """The clock that is locked, None when unlocked."""
-        return self._requested
 
     @property
     def is_locked(self) -> bool:
@@ -109,28 +108,34 @@ class ClockController:
             self._closed = True
             self._leave(None)
 
-    def wish(self, holder: object, megahertz: int | None) -> None:
-        """Leave a wish in the slot: a clock, or None for unlocked. See `work`."""
+    def wish(self, holder: object, megahertz: int | None) -> bool:
+        """Leave a wish in the slot: a clock, or None for unlocked; return whether there is work. See `work`."""
+        # Looked at without the slot: whoever leaves another wish just now would have won after this one as well.
+        if megahertz == self._wish and megahertz == self.requested_megahertz and not self._pending:
+            return False
         with self._slot:
-            if megahertz == self._wish and not self._pending and megahertz == self._requested:
-                return
             if self._holder is holder and not self._closed:
-                self._leave(megahertz)
+                self._wish, self._pending = megahertz, True
+        return True
 
-    def work(self) -> bool:
-        """Carry out the newest wish if nobody is about it; return whether this thread made an NVML call."""
-        called = False
+    def work(self, received_nanoseconds: int | None = None) -> None:
+        """Carry out the newest wish if nobody is about it.
+
+        Args:
+            received_nanoseconds: when the boundary came that this is for.
+        """
         while self._pending and self._hand.acquire(blocking=False):
             try:
                 with self._slot:
                     wish, self._pending = self._wish, False
                 begin = time.monotonic_ns()
                 if self._set(wish):
-                    called = True
-                    self.on_call(begin, self._requested)
+                    if received_nanoseconds is not None:
+                        self.latency.observe(time.monotonic_ns() - received_nanoseconds)
+                    if self.on_call is not None:
+                        self.on_call(begin, self.requested_megahertz)
             finally:
                 self._hand.release()
-        return called
 
     def pay(self) -> None:
         """Try a reset again that failed."""
@@ -151,10 +156,10 @@ class ClockController:
             self._pause(self._yield_seconds, INTERFERENCE)
             logger.warning(
                 "%s: somebody else set or reset the clock that was locked at %s MHz; it is left alone for %.0f s",
-                self.gpu.uuid, self._requested, self._yield_seconds,
+                self.gpu.uuid, self.requested_megahertz, self._yield_seconds,
             )  # fmt: skip
             self._yield_seconds = min(2 * self._yield_seconds, LONGEST_YIELD_SECONDS)
-            self._requested = None
+            self.requested_megahertz = None
             self.request += 1
             if ours_is_gone:
                 self._owes_unlock = False
@@ -181,9 +186,9 @@ class ClockController:
     def _set(self, megahertz: int | None) -> bool:
         if megahertz is None:
             return self._unlock()
-        if megahertz == self._requested or time.monotonic() < self._pause_until:
+        if megahertz == self.requested_megahertz or time.monotonic() < self._pause_until:
             return False
-        if not self._may_change() and (self._requested is None or megahertz < self._requested):
+        if not self._may_change() and (self.requested_megahertz is None or megahertz < self.requested_megahertz):
             # Beyond the bound the faster clock stays (unlocked is the fastest): our restraint slows nobody.
             self.held_back += 1
             return False
@@ -219,7 +224,7 @@ class ClockController:
         return True
 
     def _changed(self, megahertz: int | None) -> None:
-        self._requested = megahertz
+        self.requested_megahertz = megahertz
         self._tokens -= 1
         self.changes += 1
         self.request += 1

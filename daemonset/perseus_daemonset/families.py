@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from perseus_api.metrics import AGENT_METRICS
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 Labels = dict[str, str]
 
@@ -18,6 +24,7 @@ class Families:
         self._gauges: dict[str, GaugeMetricFamily] = {}
         self._counters: dict[str, CounterMetricFamily] = {}
         self._summaries: dict[str, SummaryMetricFamily] = {}
+        self._histograms: dict[str, HistogramMetricFamily] = {}
 
     def gauge(self, name: str, labels: Labels, value: float | None) -> None:
         """Add a sample of a gauge; None is no sample."""
@@ -35,8 +42,13 @@ class Families:
         family = self._summaries.setdefault(name, SummaryMetricFamily(name, AGENT_METRICS[name], labels=list(labels)))
         family.add_metric(list(labels.values()), count, total)
 
+    def histogram(self, name: str, buckets: list[tuple[str, float]], total: float) -> None:
+        """Add a histogram without labels: counts up to each bound, and the sum."""
+        self._histograms[name] = HistogramMetricFamily(name, AGENT_METRICS[name], buckets=buckets, sum_value=total)
+
     def all(self) -> Iterator[Metric]:
         """Return every family."""
         yield from self._gauges.values()
         yield from self._counters.values()
         yield from self._summaries.values()
+        yield from self._histograms.values()

@@ -11,10 +11,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from perseus_api.durations import work
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 from perseus_api.plan import Plan
+
+_ITERATION_BEGIN, _ITERATION_END = BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END
+_INSTRUCTION_BEGIN, _INSTRUCTION_END = BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class RankPlan:
 
     Attributes:
         order: instructions by letter.
+        chunks: model chunk of each; empty where all are 0, or the plan does not say.
         clocks: of each, in MHz; 0 where it has none.
         seconds: what they take by the profile (`perseus_api.durations`).
         windows: of a sweep, in place of `clocks`; outside of them the GPU is unlocked.
         measurement: names the sweep; empty in every other plan.
         upcoming: by position, and after the last one, the clock that should hold when the instruction before has ended;
             0 if there is none.
+        steps: the order's instructions, and None after the last; a letter of a later version stands for itself.
+        times: `seconds` by instruction and model chunk.
     """
 
     generation: int
@@ -49,11 +54,18 @@ class RankPlan:
     predicted_joules: float
     windows: tuple[RankWindow, ...] = ()
     measurement: str = ""
+    chunks: tuple[int, ...] = ()
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     upcoming: tuple[int, ...] = field(init=False)
+    steps: tuple[str | None, ...] = field(init=False, repr=False, compare=False)
+    times: dict[tuple[Instruction, int], dict[int, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Find the next clock of each position; after the last one it is the next iteration's first."""
+        """Find what every boundary asks for: the next clock of each position (after the last the next iteration's)."""
+        known = {each.code: each for each in Instruction}
+        object.__setattr__(self, "steps", (*(known.get(letter, letter) for letter in self.order), None))
+        times = {(known[key[0]], int(key[1:] or 0)): each for key, each in self.seconds.items() if key[0] in known}
+        object.__setattr__(self, "times", times)
         following = next((clock for clock in self.clocks if clock), 0)
         upcoming = [following]
         for clock in reversed(self.clocks):
@@ -82,6 +94,7 @@ class RankPlan:
                 for window in (plan.sweep.windows if plan.sweep else ())
             ),
             measurement=plan.sweep.measurement if plan.sweep else "",
+            chunks=plan.chunks[stage] if plan.chunks else (),
         )
 
     def clocks_in(self, iteration: int) -> tuple[int, ...]:
@@ -92,9 +105,10 @@ class RankPlan:
         return self.windows[place].clocks if place >= 0 and iteration < self.windows[place].end else ()
 
     def clock_after(self, iteration: int, position: int) -> int | None:
-        """Return the clock that should hold when the instruction before a position has ended; None: unlocked."""
-        if not self.measurement:
-            return self.upcoming[position] or None
+        """Return the clock that a sweep wants when the instruction before a position has ended; None: unlocked.
+
+        Every other plan has it in `upcoming`.
+        """
         for clocks in (self.clocks_in(iteration)[position:], self.clocks_in(iteration + 1)):
             for clock in clocks:
                 if clock:
@@ -108,7 +122,7 @@ class RankPlan:
         """
         if boundary.instruction is None:
             return None
-        times = self.seconds.get(work(boundary.instruction.code, boundary.chunk))
+        times = self.times.get((boundary.instruction, boundary.chunk))
         if not times:
             return None
         if not boundary.instruction.has_clock:
@@ -123,7 +137,8 @@ class Follower:
         late: plan changes made after the iteration that the plan named.
         mismatches: iterations in which the trainer did not follow the plan's order.
         mismatch: what was wrong with the last of them, empty when the plan is followed again.
-        mismatch_kind: that in one word: order, unfinished or surplus.
+        mismatch_kind: that in one word: order, unfinished, surplus or broken.
+        finished_order: whether every instruction of the plan's order has ended in this iteration.
     """
 
     def __init__(self) -> None:
@@ -131,6 +146,7 @@ class Follower:
         self.late = 0
         self.mismatches = 0
         self.mismatch = self.mismatch_kind = ""
+        self.finished_order = False
         self._newest: RankPlan | None = None
         self._waiting: list[RankPlan] = []  # accepted, oldest first, none yet begun
         self._active: RankPlan | None = None
@@ -163,12 +179,6 @@ class Follower:
             self._active.clocks_in(self._last_begun) if self._active and not self._astray and not self._on_trial else ()
         )
 
-    @property
-    def finished_order(self) -> bool:
-        """Whether every instruction of the plan's order has ended in this iteration."""
-        plan = self.reference
-        return plan is not None and not self._astray and self._position == len(plan.order)
-
     def offer(self, plan: RankPlan | None) -> int | None:
         """Take the newest plan (None: it was withdrawn); return the clock that should hold now (None: unlocked)."""
         if plan is not None and plan == self._newest:
@@ -177,7 +187,8 @@ class Follower:
         if plan is None:
             self._active = None
             self._waiting.clear()
-            self._on_trial, self.mismatch = False, ""
+            self._on_trial = self.finished_order = False
+            self.mismatch = ""
             return None
         # One that holds no later than the newest is never chosen again.
         self._waiting = [each for each in self._waiting if each.first_iteration < plan.first_iteration]
@@ -190,12 +201,15 @@ class Follower:
     def follow(self, boundary: Boundary) -> int | None:
         """Take one boundary; return the clock in MHz that should hold from now on, None for unlocked."""
         kind = boundary.kind
-        if kind is BoundaryKind.ITERATION_BEGIN:
+        if kind is _INSTRUCTION_BEGIN or kind is _INSTRUCTION_END:
+            if self._in_iteration and not self._astray:
+                self._instruct(kind, boundary.instruction, boundary.chunk)
+        elif kind is _ITERATION_BEGIN:
             self._begin(boundary.iteration)
-        elif kind is BoundaryKind.ITERATION_END:
+        elif kind is _ITERATION_END:
             self._end()
-        elif self._in_iteration:
-            self._instruct(boundary)
+        else:
+            self._break()
         return self._wish()
 
     def _begin(self, iteration: int) -> None:
@@ -211,35 +225,44 @@ class Follower:
         self._active = chosen
         self._position = 0
         self._in_iteration = True
-        self._astray = False
+        self._astray = self.finished_order = False
 
     def _end(self) -> None:
         if self._in_iteration:
             self._finish()
         self._in_iteration = False
 
-    def _instruct(self, boundary: Boundary) -> None:
-        plan = self.reference
-        if plan is None or self._astray or boundary.instruction is None:
+    def _break(self) -> None:
+        if self._in_iteration and self.reference is not None and not self._astray:
+            self._stray("broken", "an exception left the iteration")
+        self._in_iteration = False
+
+    def _instruct(self, kind: BoundaryKind, instruction: Instruction | None, chunk: int) -> None:
+        plan = self._active or self._newest
+        if plan is None or instruction is None:
             return
-        expected = plan.order[self._position] if self._position < len(plan.order) else ""
-        if boundary.instruction.code != expected:
-            kind = "order" if expected else "surplus"
-            self._stray(kind, f"{boundary.instruction.value} came where {_name(expected)}")
-        elif boundary.kind is BoundaryKind.INSTRUCTION_END:
+        expected = plan.steps[self._position]
+        if instruction is not expected:
+            self._stray("order" if expected else "surplus", f"{instruction.value} came where {_name(expected)}")
+        elif plan.chunks and chunk != plan.chunks[self._position]:
+            what = f"{instruction.value} of chunk {chunk}"
+            self._stray("order", f"{what} came where that of chunk {plan.chunks[self._position]} follows in the plan")
+        elif kind is _INSTRUCTION_END:
             self._position += 1
+            self.finished_order = plan.steps[self._position] is None
 
     def _finish(self) -> None:
         plan = self.reference
         if plan is None or self._astray:
             return
         if self._position != len(plan.order):
-            self._stray("unfinished", f"the iteration ended where {_name(plan.order[self._position])}")
+            self._stray("unfinished", f"the iteration ended where {_name(plan.steps[self._position])}")
         else:
             self._on_trial, self.mismatch = False, ""
 
     def _stray(self, kind: str, what: str) -> None:
         self._astray = self._on_trial = True
+        self.finished_order = False
         self.mismatches += 1
         self.mismatch_kind = kind
         self.mismatch = f"iteration {self._iteration}, instruction {self._position}: {what}"
@@ -256,22 +279,10 @@ class Follower:
         plan = self._active
         if plan is None or self._astray or self._on_trial:
             return None
-        return plan.clock_after(self._last_begun, self._position)
+        if plan.measurement:
+            return plan.clock_after(self._last_begun, self._position)
+        return plan.upcoming[self._position] or None
 
 
-def _name(letter: str) -> str:
-    return f"{Instruction.from_code(letter).value} follows in the plan" if letter else "nothing follows in the plan"
-
-
-def is_first_forward(boundary: Boundary) -> bool:
-    """Whether a boundary can begin a pipeline's measured time: the begin of a forward."""
-    return boundary.kind is BoundaryKind.INSTRUCTION_BEGIN and boundary.instruction is Instruction.FORWARD
-
-
-def is_backward_end(boundary: Boundary) -> bool:
-    """Whether a boundary can end a pipeline's measured time: the end of a backward of any kind."""
-    return boundary.kind is BoundaryKind.INSTRUCTION_END and boundary.instruction in (
-        Instruction.BACKWARD,
-        Instruction.BACKWARD_INPUT,
-        Instruction.BACKWARD_WEIGHT,
-    )
+def _name(expected: str | None) -> str:
+    return f"{expected or 'nothing'} follows in the plan"

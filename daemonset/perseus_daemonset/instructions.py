@@ -14,6 +14,7 @@ from perseus_api.messages import Boundary, BoundaryKind
 
 from perseus_daemonset.follower import RankPlan
 
+_BEGIN, _END = BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END
 _NANOSECONDS = 1_000_000_000
 
 
@@ -39,13 +40,11 @@ class InstructionBooks:
 
     Attributes:
         times: by instruction.
-        running: the instruction that runs now, None between two.
     """
 
     def __init__(self) -> None:
         """Open the books."""
         self.times: dict[Instruction, InstructionTimes] = {}
-        self.running: Instruction | None = None
         self._begin: Boundary | None = None
         self._clock: int | None = None
 
@@ -57,17 +56,19 @@ class InstructionBooks:
             megahertz: clock that is locked now, None for unlocked.
             plan: that knows the expected times.
         """
-        if boundary.kind is BoundaryKind.INSTRUCTION_BEGIN:
-            self._begin, self.running, self._clock = boundary, boundary.instruction, megahertz
+        kind, iteration, now, instruction, microbatch, chunk = boundary
+        if kind is _BEGIN:
+            self._begin, self._clock = boundary, megahertz
             return
-        begin, self._begin, self.running = self._begin, None, None
-        if boundary.kind is not BoundaryKind.INSTRUCTION_END or begin is None or boundary.instruction is None:
+        begin, self._begin = self._begin, None
+        if kind is not _END or begin is None or instruction is None:
             return
-        same = (begin.instruction, begin.microbatch, begin.chunk, begin.iteration)
-        seconds = (boundary.time_nanoseconds - begin.time_nanoseconds) / _NANOSECONDS
-        if same != (boundary.instruction, boundary.microbatch, boundary.chunk, boundary.iteration) or seconds < 0:
+        seconds = (now - begin.time_nanoseconds) / _NANOSECONDS
+        if begin[3:] != (instruction, microbatch, chunk) or begin.iteration != iteration or seconds < 0:
             return
-        times = self.times.setdefault(boundary.instruction, InstructionTimes())
+        times = self.times.get(instruction)
+        if times is None:
+            times = self.times[instruction] = InstructionTimes()
         times.count += 1
         times.seconds += seconds
         expected = plan.expected_seconds(boundary, megahertz) if plan is not None and megahertz == self._clock else None
@@ -77,4 +78,4 @@ class InstructionBooks:
 
     def interrupted(self) -> None:
         """The trainer's connection ended: what runs is not counted."""
-        self._begin = self.running = None
+        self._begin = None

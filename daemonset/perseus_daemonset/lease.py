@@ -1,8 +1,12 @@
 """One trainer's connection is its lease on one GPU's clock: while it is open the plan is followed.
 
 A thread of its own reads the connection and makes the NVML call of the boundary that it read: no hand-over delays it.
-What has queued up meanwhile is read before the call (the newest wish wins), the books are kept after it. Plans and
-withdrawals come from other threads, which leave a wish and do not wait for the device.
+What has queued up meanwhile is read before the call (the newest wish wins). Plans and withdrawals come from other
+threads, which leave a wish and do not wait for the device.
+
+Between two boundaries a GPU computes, and what this thread touches leaves the processor's caches: a boundary costs by
+how much it touches. So it calls little, and books only what must be booked in time: an iteration's boundaries, which
+read the energy counter, and the end of the plan's order. The rest waits for these, or for the GPU's caretaker.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ import logging
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from perseus_api.instructions import Instruction
-from perseus_api.messages import BOUNDARY_BYTES, MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, MessageError
+from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Boundary, BoundaryKind, MessageError
 from perseus_api.plan import Plan
 
 from perseus_daemonset.accounting import RankAccount
@@ -24,13 +29,16 @@ from perseus_daemonset.bounds import MESSAGES_PER_SECOND, Rate
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.latency import CALL_SECONDS
 from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.pods import Pod
 
 logger = logging.getLogger("perseus.agent")
 MAXIMUM_BATCH = 256  # a flood must not keep a batch from its end
 AT_ONCE_NANOSECONDS = 50_000
+SPENT_AT_ONCE = 32  # messages between two looks at the bound on their rate
+_ITERATION_BEGIN, _ITERATION_END = BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END
+_ITERATION_BROKEN, _INSTRUCTION_BEGIN = BoundaryKind.ITERATION_BROKEN, BoundaryKind.INSTRUCTION_BEGIN
+_INSTRUCTION_END = BoundaryKind.INSTRUCTION_END
 _NANOSECONDS = 1_000_000_000
 
 
@@ -77,7 +85,11 @@ class Lease:
         self.on_measured: Callable[[], None] = lambda: None
         self._measured = account.unlocked.iterations
         self._connection = connection
+        self._running: Instruction | None = None
         self._mutex = threading.Lock()
+        # Boundaries that are not in the books yet, whether each ended the plan's order, and the clock when it came.
+        self._unkept: deque[tuple[Boundary, bool, int | None]] = deque()
+        self._books = threading.Lock()
 
     def begin(self) -> None:
         """Become the holder of the GPU."""
@@ -111,11 +123,13 @@ class Lease:
 
     def running(self) -> Instruction | None:
         """Return the instruction that runs now, if it has a clock."""
-        running = self.account.instructions.running
+        running = self._running
         return running if running is not None and running.has_clock else None
 
     def upkeep(self) -> None:
-        """Have the baseline kept when it was measured anew."""
+        """Bring the books up to date, and have the baseline kept when it was measured anew."""
+        if self._unkept:
+            self._keep_books()
         measured = self.account.unlocked.iterations
         if measured != self._measured:
             self._measured = measured
@@ -138,6 +152,8 @@ class Lease:
             self.is_open = False
             if self.caretaker.tenant is self:
                 self.caretaker.tenant = None
+            self._running = None
+            self._keep_books()
             self.account.interrupted(self.follower.reference)
             if self.measurer is not None:
                 self.measurer.interrupted()
@@ -145,33 +161,44 @@ class Lease:
             self._connection.close()
 
     def _follow(self) -> str:
-        self._connection.settimeout(None)
+        connection, controller, account = self._connection, self.controller, self.account
+        monotonic_ns = time.monotonic_ns
+        connection.settimeout(None)
+        unspent = 0
         while True:
-            asked = time.monotonic_ns()
+            asked = monotonic_ns()
             try:
-                packet = self._connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
+                packet = connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
             except OSError as error:
                 return f"lost: {error}"
             if not packet:
                 return "closed"
-            received = time.monotonic_ns()
+            received = monotonic_ns()
             # One that had to be waited for has nothing behind it: not to look saves a system call before NVML's.
             may_queue = received - asked < AT_ONCE_NANOSECONDS
-            before = self.controller.requested_megahertz
-            taken: list[tuple[Boundary, bool]] = []
+            before = controller.requested_megahertz
+            batch = 1
             try:
                 with self._mutex:
-                    wish = self._take(packet, taken)
+                    wish, must_be_booked = self._take(packet, before)
                     # Nor is there a look where no call is due.
-                    while may_queue and wish != before and len(taken) < MAXIMUM_BATCH and (packet := self._queued()):
-                        wish = self._take(packet, taken)
-                    self.controller.wish(self, wish)
+                    while may_queue and wish != before and batch < MAXIMUM_BATCH and (packet := self._queued()):
+                        wish, also = self._take(packet, before)
+                        must_be_booked = must_be_booked or also
+                        batch += 1
+                    has_work = controller.wish(self, wish)
             except MessageError as error:
                 return f"bad message: {error}"
-            if self.controller.work():
-                CALL_SECONDS.observe((time.monotonic_ns() - received) / _NANOSECONDS)
-            self._keep_books(taken, before)
-            self.rate.spend(len(taken))
+            if has_work:
+                controller.work(received)
+            if must_be_booked or len(self._unkept) > MAXIMUM_BATCH:
+                self._keep_books()
+            if controller.requested_megahertz is not None and not account.was_locked:
+                account.locked()
+            unspent += batch
+            if unspent >= SPENT_AT_ONCE:
+                self.rate.spend(unspent)
+                unspent = 0
 
     def _measure(self, part: RankPlan | None) -> None:
         """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""
@@ -189,16 +216,25 @@ class Lease:
         measurer.request(time.monotonic_ns(), self.controller.requested_megahertz)
         self.controller.on_call = measurer.request
 
-    def _take(self, packet: bytes, taken: list[tuple[Boundary, bool]]) -> int | None:
-        """Follow one boundary; return the clock that should hold."""
-        if len(packet) != BOUNDARY_BYTES:
-            raise MessageError(f"a boundary has {BOUNDARY_BYTES} bytes, this packet has {len(packet)}")
+    def _take(self, packet: bytes, before: int | None) -> tuple[int | None, bool]:
+        """Follow one boundary.
+
+        Args:
+            packet: the boundary.
+            before: the clock that was locked when it came.
+
+        Returns:
+            The clock that should hold, and whether the boundary must be booked at once.
+        """
         boundary = Boundary.unpack(packet)
-        wish = self.follower.follow(boundary)
-        if self.measured and self.measurer is not None:
-            self.measurer.boundary(boundary, self.follower.clocks)
-        taken.append((boundary, self.follower.finished_order))
-        return wish
+        follower, measurer, kind = self.follower, self.account.measurer, boundary.kind
+        wish = follower.follow(boundary)
+        if measurer is not None and measurer.wanted:
+            measurer.boundary(boundary, follower.clocks)
+        finished_order = follower.finished_order
+        self._unkept.append((boundary, finished_order, before))
+        self._running = boundary.instruction if kind is _INSTRUCTION_BEGIN else None
+        return wish, finished_order or (kind is not _INSTRUCTION_BEGIN and kind is not _INSTRUCTION_END)
 
     def _queued(self) -> bytes:
         try:
@@ -206,28 +242,33 @@ class Lease:
         except OSError:
             return b""
 
-    def _keep_books(self, taken: list[tuple[Boundary, bool]], before: int | None) -> None:
-        """After the clock is set, which is what hurries.
+    def _keep_books(self) -> None:
+        """Book what has come, after the clock is set, which is what hurries."""
+        with self._books:
+            taken = []
+            while self._unkept:
+                taken.append(self._unkept.popleft())
+            if taken:
+                self._book(taken)
 
-        Args:
-            taken: the boundaries, and whether each ended the plan's order.
-            before: the clock that was locked when they came.
-        """
-        plan = self.follower.reference
-        begins = [boundary for boundary, _ in taken if boundary.kind is BoundaryKind.ITERATION_BEGIN]
-        last = taken[-1][0] if taken else None
-        for boundary, finished_order in taken:
-            self.account.instructions.take(boundary, before, plan)
-            if boundary.kind is BoundaryKind.ITERATION_BEGIN:
+    def _book(self, taken: list[tuple[Boundary, bool, int | None]]) -> None:
+        plan, account = self.follower.reference, self.account
+        last = taken[-1][0]
+        for boundary, finished_order, before in taken:
+            kind = boundary.kind
+            account.instructions.take(boundary, before, plan)
+            account.order.take(boundary)
+            if kind is _ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
-                self._begin_iteration(boundary, plan, boundary is begins[-1])
-            elif boundary.kind is BoundaryKind.ITERATION_END:
+                newest = next(each for each, _, _ in reversed(taken) if each.kind is _ITERATION_BEGIN)
+                self._begin_iteration(boundary, plan, boundary is newest)
+            elif kind is _ITERATION_END:
                 # Only an end after which nothing has come yet meets the counter in time.
-                self.account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
+                account.end_iteration(boundary, self._energy_joules() if boundary is last else None)
+            elif kind is _ITERATION_BROKEN:
+                account.break_iteration(boundary, self._energy_joules() if boundary is last else None, plan)
             else:
-                self.account.instruction(boundary, finished_order)
-        if self.controller.requested_megahertz is not None:
-            self.account.locked()
+                account.instruction(boundary, finished_order)
 
     def _begin_iteration(self, began: Boundary, plan: RankPlan | None, is_newest: bool) -> None:
         joules = self._energy_joules() if is_newest else None

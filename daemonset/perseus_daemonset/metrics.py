@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from perseus_daemonset.accounting import MEASURED, PREDICTED, RankAccount
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.families import Families, Labels
+from perseus_daemonset.latency import CallLatency
 from perseus_daemonset.lease import Lease, RankKey
 from perseus_daemonset.plans import PlanStore
 from perseus_daemonset.registry import Registry
 from perseus_daemonset.state import state_of
 
+METRICS = CollectorRegistry()
 _MEGA = 1e6
 
 
 class AgentCollector(Collector):
-    """Everything in `AGENT_METRICS` but the histogram."""
+    """Everything in `AGENT_METRICS`."""
 
     def __init__(self, registry: Registry, plans: PlanStore) -> None:
         """Collect from the leases and the plans."""
@@ -54,6 +57,8 @@ class AgentCollector(Collector):
         for (namespace, job, reason), count in sorted(self._plans.rejected.items()):
             labels = {"namespace": namespace, "job": job, "reason": reason}
             families.counter("perseus_plans_rejected_total", labels, count)
+        latencies = CallLatency.histogram(caretaker.controller.latency for caretaker in caretakers)
+        families.histogram("perseus_boundary_to_call_seconds", *latencies)
         families.gauge("perseus_agent_build_info", {"version": _version()}, 1)
         yield from families.all()
 

@@ -14,10 +14,9 @@ from perseus_daemonset.hardware import Gpus
 from perseus_daemonset.health import what_a_restart_would_cure
 from perseus_daemonset.identity import Peer
 from perseus_daemonset.journal import Journal
-from perseus_daemonset.latency import METRICS
 from perseus_daemonset.measuring.reporter import Reporter
 from perseus_daemonset.measuring.sampler import Sampler
-from perseus_daemonset.metrics import AgentCollector
+from perseus_daemonset.metrics import METRICS, AgentCollector
 from perseus_daemonset.ownership import Ownership
 from perseus_daemonset.plans import PlanStore
 from perseus_daemonset.pod_resources import Claim
@@ -28,6 +27,8 @@ from perseus_daemonset.server import Server
 from perseus_daemonset.slices import Slices
 from perseus_daemonset.state import report_of
 
+# A boundary must not wait 5 ms (Python's default) for a scrape's computing thread to hand over.
+SWITCH_INTERVAL_SECONDS = 0.0001
 END_SECONDS = 2.0
 LAST_SECONDS = 1.0
 
@@ -88,9 +89,9 @@ class NodeAgent:
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
         return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
-    def measurements(self, namespace: str, job: str) -> bytes:
-        """Return what was measured of a job's ranks, as JSON."""
-        return self._reporter.page(namespace, job)
+    def measurements(self, namespace: str, job: str, orders: bool = False) -> bytes:
+        """Return what was measured of a job's ranks, as JSON, and the orders that they run if these are asked for."""
+        return self._reporter.page(namespace, job, orders)
 
     def end(self) -> None:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""

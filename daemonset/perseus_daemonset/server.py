@@ -194,10 +194,12 @@ class Server:
             self._logged_seconds = now
             logger.info("refused a connection (%s): %s", reason, text)
         with contextlib.suppress(OSError):
+            # With a timeout Python waits for the other side, whatever MSG_DONTWAIT says.
+            connection.setblocking(False)
             # What lies unread would turn the close into a reset, and the reason would be lost with it.
-            connection.recv(MAXIMUM_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+            connection.recv(MAXIMUM_MESSAGE_BYTES + 1)
         with contextlib.suppress(OSError):
-            connection.send(Welcome(Verdict.REFUSED, text).pack(), socket.MSG_DONTWAIT)
+            connection.send(Welcome(Verdict.REFUSED, text).pack())
         connection.close()
 
 

@@ -22,6 +22,7 @@ _MISMATCHES = {
     "order": "runs its instructions in another order than the plan",
     "unfinished": "runs fewer instructions in an iteration than the plan",
     "surplus": "runs more instructions in an iteration than the plan",
+    "broken": "left an iteration by an exception",
 }
 _REFUSALS = {
     "other_rank": "it says to be a rank that another pod is: PERSEUS_RANK must be left as the operator sets it",

@@ -165,6 +165,8 @@ def frontier(
             microbatches=pipeline.microbatches,
             tensor_parallel=pipeline.tensor_parallel,
             schedule=pipeline.schedule,
+            chunks=pipeline.chunks,
+            v_shape=pipeline.v_shape,
         ),
         profile_checksum=profile_checksum,
         blocking_power_watts=problem.watts[0] if alike else sum(problem.watts) / len(problem.watts),

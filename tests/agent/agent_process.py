@@ -25,7 +25,8 @@ from perseus_api.plan import Plan
 from perseus_daemonset.kubelet import podresources_pb2 as messages
 from perseus_daemonset.kubelet import podresources_pb2_grpc as services
 
-PROGRAM = Path(__file__).parent / "agent_program.py"
+from tests.agent.agent_nursery import PROGRAM, AgentNursery, ForkedProcess
+
 PLAN_NAME = plan_config_map_name("research", "gpt")
 RELEASE_SECONDS = 5.0  # the promise of invariant 1
 DEADLINE_SECONDS = 15.0
@@ -130,12 +131,19 @@ class Kubelet(services.PodResourcesListerServicer):
 class AgentProcess:
     """The agent in a folder, and what the kernel would say of its peers' pods."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], changes_per_second: float = 1000.0) -> None:
-        """Prepare; see `start`."""
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        changes_per_second: float = 1000.0,
+        nursery: AgentNursery | None = None,
+    ) -> None:
+        """Prepare; see `start`. Without a nursery it is a program that loads everything itself."""
         self.folder = folder
         self._environment = environment
         self._rate = changes_per_second
-        self._process: subprocess.Popen[str] | None = None
+        self._nursery = nursery
+        self._process: subprocess.Popen[str] | ForkedProcess | None = None
         self.prefix: tuple[str, ...] = ()  # of its command: how it is scheduled
         self.is_in_pod(os.getpid(), uid(0))
 
@@ -151,10 +159,13 @@ class AgentProcess:
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
-        command = [*self.prefix, sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
-        self._process = subprocess.Popen(
-            command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        if self._nursery is not None:
+            self._process = self._nursery.start(self.folder, self._rate, self._environment)
+        else:
+            command = [*self.prefix, sys.executable, str(PROGRAM), str(self.folder), str(self._rate)]
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         assert self._read() == {}
 
     def is_in_pod(self, pid: int, pod: str | None) -> None:

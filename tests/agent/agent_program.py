@@ -3,13 +3,16 @@
 One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``measurements``, ``stop``), each answered with a
 line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER
 CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives back what a dead agent left before it loads what takes
-long to load.
+long to load. As ``agent_program.py --nursery DESCRIPTOR`` it loads first, and is an agent in each of its forks.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,21 +39,53 @@ def pod_of(told: dict[str, Any]) -> Pod:
 
 
 def main() -> None:
+    """Be an agent, or a nursery of agents."""
+    if sys.argv[1] == "--nursery":
+        bear(socket.socket(fileno=int(sys.argv[2])))
+    else:
+        serve(Path(sys.argv[1]), float(sys.argv[2]))
+
+
+def bear(requests: socket.socket) -> None:
+    """Fork an agent for each request, until nobody asks any more."""
+    from perseus_daemonset.node_agent import NodeAgent  # noqa: F401 - that it is loaded is all
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+    while True:
+        packet, pipes, _, _ = socket.recv_fds(requests, 65_536, 2)
+        if not packet:
+            return
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            requests.close()
+            for number, pipe in enumerate(pipes):
+                os.dup2(pipe, number)
+                os.close(pipe)
+            request = json.loads(packet)
+            os.environ.update(request["environment"])
+            serve(Path(request["folder"]), request["rate"])
+            sys.stdout.flush()
+            os._exit(0)
+        for pipe in pipes:
+            os.close(pipe)
+        requests.send(str(child).encode())
+
+
+def serve(folder: Path, rate: float) -> None:
     """Serve until stdin says stop."""
-    folder = Path(sys.argv[1])
     with sole_holder(folder / "journal"):
         release_journalled(Journal(folder / "journal"), Nvml())
 
-    from perseus_daemonset.agent import SWITCH_INTERVAL_SECONDS
     from perseus_daemonset.identity import identify
-    from perseus_daemonset.latency import METRICS
-    from perseus_daemonset.node_agent import NodeAgent
+    from perseus_daemonset.metrics import METRICS
+    from perseus_daemonset.node_agent import SWITCH_INTERVAL_SECONDS, NodeAgent
     from perseus_daemonset.pod_resources import PodResources
     from prometheus_client import generate_latest
 
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     with sole_holder(folder / "journal"):
-        agent = NodeAgent(Nvml(), folder / "journal", float(sys.argv[2]))
+        agent = NodeAgent(Nvml(), folder / "journal", rate)
         # The kernel's credentials are real; only the control groups of the test's processes are written by it.
         agent.serve(
             folder / "agent.sock",
@@ -71,7 +106,8 @@ def main() -> None:
                 case "withdraw":
                     agent.plans.remove(command["name"])
                 case "measurements":
-                    print(json.dumps({"page": agent.measurements("research", "gpt").decode()}), flush=True)
+                    page = agent.measurements("research", "gpt", bool(command.get("orders")))
+                    print(json.dumps({"page": page.decode()}), flush=True)
                     continue
                 case "stop":
                     break

@@ -16,6 +16,7 @@ from perseus_simulator.testing import NodeFactory, simulator_environment
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from agent_nursery import AgentNursery
 from agent_process import AgentProcess, Kubelet, Trainer
 
 TRAINER_PROGRAM = """
@@ -46,10 +47,18 @@ def kubelet(node: SimulatedNode, tmp_path: Path) -> Iterator[Kubelet]:
     started.stop()
 
 
+@pytest.fixture(scope="session")
+def nursery(simulator_library: Path) -> Iterator[AgentNursery]:
+    """Where agents come from."""
+    started = AgentNursery(simulator_library.parent)
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def agent(node: SimulatedNode, kubelet: Kubelet, tmp_path: Path) -> Iterator[AgentProcess]:
+def agent(node: SimulatedNode, kubelet: Kubelet, tmp_path: Path, nursery: AgentNursery) -> Iterator[AgentProcess]:
     """An agent that knows two pods of the job; this process is in the first one. The bystander stays untouched."""
-    process = AgentProcess(tmp_path, simulator_environment(node))
+    process = AgentProcess(tmp_path, simulator_environment(node), nursery=nursery)
     process.start()
     process.pod(0)
     process.pod(1)

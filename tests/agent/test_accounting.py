@@ -80,6 +80,48 @@ def test_an_interrupted_iteration_is_not_counted() -> None:
     assert (account.iterations, account.energy_joules) == (0, 0.0)
 
 
+def broken(account: RankAccount, iteration: int, seconds: float, joules: float | None) -> None:
+    boundary = Boundary(BoundaryKind.ITERATION_BROKEN, iteration, int(seconds * NANOSECONDS))
+    account.break_iteration(boundary, joules, PLAN)
+
+
+def test_a_broken_iteration_is_energy_used_and_nothing_that_others_are_compared_with() -> None:
+    account = RankAccount()
+    for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):
+        begin(account, index, seconds, joules)
+    broken(account, 2, 4.5, 1200)
+    assert (account.iterations, account.seconds) == (1, 2)
+    assert (account.energy_joules, account.baseline_joules) == (600, {MEASURED: 600}), "no saving is claimed for it"
+    assert (account.unlocked_iteration_joules, account.unlocked_iteration_seconds) == (500, 2)
+    begin(account, 2, 100, 50_000)
+    account.locked()
+    begin(account, 3, 102, 50_400)
+    assert (account.iterations, account.energy_joules) == (2, 1000), "what the script did meanwhile is no iteration"
+    assert account.baseline_joules == {MEASURED: 1100}
+
+
+def test_a_broken_iteration_closes_no_iteration_before_it_and_needs_a_reading() -> None:
+    account = RankAccount()
+    begin(account, 0, 0, 0)
+    broken(account, 0, 1, 100)
+    begin(account, 1, 2, 200)
+    broken(account, 1, 3, None)
+    begin(account, 2, 4, 400)
+    end(account, 2, 5, 500)
+    broken(account, 3, 6, 600)
+    account.interrupted(PLAN)
+    assert (account.iterations, account.energy_joules) == (0, 0.0)
+
+
+def test_a_broken_iteration_tells_no_pipeline_time() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    account.instruction(instruction(BoundaryKind.INSTRUCTION_BEGIN, Instruction.FORWARD, 0.5), order_finished=False)
+    account.instruction(instruction(BoundaryKind.INSTRUCTION_END, Instruction.BACKWARD, 2.0), order_finished=False)
+    broken(account, 1, 3, 100)
+    assert account.pipeline_seconds is None
+
+
 def end(account: RankAccount, iteration: int, seconds: float, joules: float | None) -> None:
     boundary = Boundary(BoundaryKind.ITERATION_END, iteration, int(seconds * NANOSECONDS))
     account.end_iteration(boundary, joules)

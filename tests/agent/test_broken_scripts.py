@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def state(agent: AgentProcess) -> tuple[str, str]:
     return "", ""
 
 
+def books(agent: AgentProcess) -> tuple[float, ...]:
+    """Iterations, energy and baseline of rank 0, as Prometheus is told."""
+    lines = [line for line in agent.counters()["metrics"].splitlines() if 'stage="0"' in line]
+    names = ("perseus_iterations_total{", "perseus_gpu_energy_joules_total{", "perseus_gpu_baseline_joules_total{")
+    return tuple(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)) for name in names)
+
+
 def nested(session: Session) -> None:
     with session.iteration(), session.instruction("forward"), session.instruction("backward"):
         pass
@@ -88,6 +96,18 @@ def fails_in_the_middle(session: Session) -> None:
         raise ValueError("a bad batch")
 
 
+def fails_at_the_end(session: Session) -> None:
+    @session.iteration()
+    def step() -> None:
+        for letter in ORDER:
+            with session.instruction(INSTRUCTIONS[letter]):
+                pass
+        raise ValueError("no optimiser")
+
+    with pytest.raises(ValueError, match="no optimiser"):
+        step()
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -95,10 +115,19 @@ def fails_in_the_middle(session: Session) -> None:
         (nested, "order"),
         (lambda session: train(session, "FB"), "order"),
         (lambda session: train(session, "FFB"), "unfinished"),
-        (fails_in_the_middle, "unfinished"),
+        (fails_in_the_middle, "broken"),
+        (fails_at_the_end, "broken"),
         (lambda session: train(session, "FFBBFB"), "surplus"),
     ],
-    ids=["another order", "nested", "fewer microbatches", "cut short", "an exception", "more microbatches"],
+    ids=[
+        "another order",
+        "nested",
+        "fewer microbatches",
+        "cut short",
+        "an exception",
+        "a late exception",
+        "more microbatches",
+    ],
 )
 def test_training_goes_on_unlocked_and_the_agent_says_why(
     script: Callable[[Session], None], reason: str, session: Session, agent: AgentProcess, node: SimulatedNode
@@ -111,6 +140,28 @@ def test_training_goes_on_unlocked_and_the_agent_says_why(
     eventually(lambda: state(agent) == ("following", ""), "the plan is followed again")
     train(session, ORDER)
     eventually(lambda: node.gpus[0].locked_range() is not None, "and its clocks are set again")
+
+
+def test_an_iteration_that_an_exception_left_is_energy_used_and_no_iteration(
+    session: Session, agent: AgentProcess
+) -> None:
+    for _ in range(2):
+        train(session, ORDER)
+    before: list[tuple[float, ...]] = []
+
+    @session.iteration()
+    def step() -> None:
+        eventually(lambda: books(agent)[0] == 3, "the iterations before are counted")
+        before.append(books(agent))
+        time.sleep(0.3)  # The device's counter shows every 100 ms what it has used.
+        raise ValueError("a bad batch")
+
+    with pytest.raises(ValueError, match="a bad batch"):
+        step()
+    eventually(lambda: books(agent)[1] > before[0][1], "what it used is counted")
+    iterations, energy, baseline = books(agent)
+    assert iterations == 3
+    assert baseline - before[0][2] == pytest.approx(energy - before[0][1]), "no saving is claimed for it"
 
 
 def test_a_fork_changes_nothing(session: Session, agent: AgentProcess) -> None:

@@ -86,8 +86,11 @@ class Hand:
         self.controller.grant(self.holder)
 
     def want(self, megahertz: int | None) -> bool:
+        """Wish for a clock; whether the device was told."""
+        before = self.controller.request
         self.controller.wish(self.holder, megahertz)
-        return self.controller.work()
+        self.controller.work()
+        return self.controller.request != before
 
 
 def test_equal_values_are_skipped() -> None:

@@ -54,7 +54,7 @@ instructions = st.builds(
 )
 iterations = st.builds(
     lambda kind, iteration, moment: Boundary(kind, iteration, moment).pack(),
-    st.sampled_from([BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END]),
+    st.sampled_from([BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END, BoundaryKind.ITERATION_BROKEN]),
     numbers64,
     numbers64,
 )

@@ -22,6 +22,7 @@ from perseus_api.messages import (
     pack_boundary,
 )
 
+ITERATION_KINDS = [BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END, BoundaryKind.ITERATION_BROKEN]
 # Surrogates are no UTF-8; NUL ends a text.
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 short_texts = st.text(characters, max_size=63).filter(lambda text: len(text.encode()) <= 63)
@@ -36,9 +37,7 @@ boundaries = st.builds(
     st.sampled_from(Instruction),
     numbers,
     st.integers(0, 2**16 - 1),
-) | st.tuples(st.sampled_from([BoundaryKind.ITERATION_BEGIN, BoundaryKind.ITERATION_END]), times, times).map(
-    lambda fields: Boundary(*fields)
-)
+) | st.tuples(st.sampled_from(ITERATION_KINDS), times, times).map(lambda fields: Boundary(*fields))
 any_packet = (
     st.binary(max_size=2 * MAXIMUM_MESSAGE_BYTES)
     | st.binary(min_size=BOUNDARY_BYTES, max_size=BOUNDARY_BYTES)

@@ -54,7 +54,7 @@ def attacker(installation: Installation) -> Iterator[Any]:
     """Run a program as a pod with given labels and GPUs; return what it printed."""
     made = []
 
-    def run(program: str, labels: dict[str, str] | None = None, gpus: int = 0) -> str:
+    def run(program: str, labels: dict[str, str] | None = None, gpus: int = 0, **variables: str) -> str:
         name = f"attacker-{len(made)}"
         made.append(name)
         container: dict[str, Any] = {
@@ -62,6 +62,7 @@ def attacker(installation: Installation) -> Iterator[Any]:
             "image": f"localhost/perseus-simulator:{installation.tag}",
             "imagePullPolicy": "IfNotPresent",
             "command": ["/opt/perseus/bin/python", "-c", program],
+            "env": [{"name": name, "value": value} for name, value in variables.items()],
             "volumeMounts": [{"name": "stolen", "mountPath": names.SOCKET_FOLDER}],
             "resources": {"limits": {names.GPU_RESOURCE: gpus}} if gpus else {},
         }
@@ -135,6 +136,13 @@ def test_a_pod_that_labels_itself_and_wants_the_victims_gpu(
     said = attacker(attack(victim["job"], victim["gpu"], 0), {names.LABEL_JOB: victim["job"]}, gpus=1)
     assert said.startswith("REFUSED pod default/attacker-0 does not own")
     assert refusals(installation)["foreign_gpu"] >= 1
+
+
+def test_a_pod_that_says_to_be_another_stage(attacker: Any, victim: dict[str, str], installation: Installation) -> None:
+    labels = {names.LABEL_JOB: victim["job"], names.LABEL_COMPLETION_INDEX: "3"}
+    said = attacker(attack(victim["job"], "", 0), labels, 1, **{names.ENV_STAGES: "8"})
+    assert said == "REFUSED pod default/attacker-0 is rank 3, not 0"
+    assert refusals(installation)["other_rank"] >= 1
 
 
 def test_a_thousand_connections_of_one_pod(attacker: Any, victim: dict[str, str], installation: Installation) -> None:

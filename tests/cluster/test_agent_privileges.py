@@ -7,11 +7,13 @@ sets a clock, as the real driver does.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from perseus_api import names
 from perseus_simulator.node import SimulatedNode
 from product import Training, pod_of, processes_of_pod, wait_until
 from test_agent_attacks import agent_page, refusals
@@ -55,10 +57,13 @@ def changed(installation: Installation) -> Iterator[Any]:
     """Change the agent's pods by a JSON patch; they are as before afterwards."""
     undo: list[None] = []
 
-    def change(*patch: dict[str, Any]) -> None:
+    def change(*patch: dict[str, Any], becomes_ready: bool = True) -> None:
         undo.append(None)
         installation.kubectl("patch", DAEMONSET, "-n", SYSTEM_NAMESPACE, "--type=json", "-p", json.dumps(patch))
-        roll(installation)
+        if becomes_ready:
+            roll(installation)
+        else:
+            installation.forget_addresses()
 
     yield change
     for _ in undo:
@@ -100,6 +105,54 @@ def test_without_the_kubelets_folder_nobody_owns_a_gpu(
     mounts = daemonset["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     index = next(index for index, mount in enumerate(mounts) if mount["name"] == "pod-resources")
     changed(remove("containers", "0", "volumeMounts", str(index)))
+    wait_until("everybody is refused", lambda: refusals(installation).get("kubelet_unavailable", 0) >= 1, 90)
+    assert not any(gpu.locked_range() for gpu in gpus.gpus)
+
+
+AS_ANOTHER_USER = tuple(
+    {"op": "replace", "path": f"/spec/template/spec/containers/{container}/securityContext/{key}", "value": 65532}
+    for container in range(2)
+    for key in ("runAsUser", "runAsGroup")
+)
+
+
+def test_as_another_user_the_agent_may_not_write_its_journal(
+    training: Training, changed: Any, installation: Installation, gpus: SimulatedNode
+) -> None:
+    changed(*AS_ANOTHER_USER, becomes_ready=False)
+
+    def says() -> bool:
+        selector = "app.kubernetes.io/component=agent"
+        logs = ("logs", "-n", SYSTEM_NAMESPACE, "-l", selector, "-c", "agent", "--tail=-1")
+        return "Permission denied: '/var/lib/perseus/holder'" in installation.kubectl(*logs)
+
+    wait_until("it says so", says, 90)
+    assert not any(gpu.locked_range() for gpu in gpus.gpus)
+    assert not any(pod["status"].get("phase") == "Failed" for pod in training.pods()), "training goes on"
+
+
+@pytest.fixture
+def folders_of_another_user() -> Iterator[None]:
+    """The journal's and the socket's folder belong to the other user; to root again afterwards."""
+    folders = [Path(names.JOURNAL_FOLDER), Path(names.SOCKET_FOLDER)]
+
+    def give(user: int) -> None:
+        for folder in folders:
+            for path in [folder, *folder.rglob("*")]:
+                os.chown(path, user, user)
+
+    give(65532)
+    yield
+    give(0)
+
+
+def test_as_another_user_with_folders_of_its_own_it_has_no_capability_and_the_kubelet_refuses_it(
+    training: Training, changed: Any, folders_of_another_user: None, installation: Installation, gpus: SimulatedNode
+) -> None:
+    changed(*AS_ANOTHER_USER)
+    (pid,) = processes_of_pod(str(pod_of(installation, "agent")["metadata"]["uid"]), "run")
+    status = status_of(pid)
+    assert (int(status["CapPrm"], 16), int(status["CapEff"], 16)) == (0, 0), "capabilities are given to user 0"
     wait_until("everybody is refused", lambda: refusals(installation).get("kubelet_unavailable", 0) >= 1, 90)
     assert not any(gpu.locked_range() for gpu in gpus.gpus)
 

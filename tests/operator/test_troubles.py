@@ -44,6 +44,7 @@ def test_what_is_no_answer_is_said() -> None:
     ("trouble", "reason", "words"),
     [
         (MISMATCH, Reason.PLAN_NOT_FOLLOWED, "pipeline 0 stage 3 (pod gpt-3) runs fewer instructions"),
+        (Trouble("mismatch", "broken", "a", "0", "1"), Reason.PLAN_NOT_FOLLOWED, "left an iteration by an exception"),
         (Trouble("mismatch", "new", "a", "0", "1"), Reason.PLAN_NOT_FOLLOWED, "does something else than the plan"),
         (Trouble("not_served", "second_process", "a"), Reason.RANK_REFUSED, "two of its processes say to be the same"),
         (Trouble("not_served", "other_rank", "a"), Reason.RANK_REFUSED, "a rank that another pod is"),

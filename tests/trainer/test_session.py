@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.messages import Boundary, BoundaryKind, Verdict, Welcome
+from perseus_api.messages import Boundary, BoundaryKind, ChunkPlacement, Verdict, Welcome
 from perseus_api.ranks import RankOrder
 from perseus_trainer import Rank
 from perseus_trainer.environment import EnvironmentProblem
@@ -67,19 +67,40 @@ def test_the_agent_is_told_who_trains_and_each_boundary_in_its_order(agent_side:
     session.close()
 
 
-def test_an_exception_of_the_training_passes_and_its_boundaries_are_closed(agent_side: AgentSide, rank: Rank) -> None:
+@pytest.mark.parametrize(
+    ("said", "told"), [(None, ChunkPlacement.UNKNOWN), (False, ChunkPlacement.LOOP), (True, ChunkPlacement.V)]
+)
+def test_how_chunks_lie_is_told_when_an_iteration_begins(
+    said: bool | None, told: ChunkPlacement, agent_side: AgentSide, rank: Rank
+) -> None:
+    session = perseus_trainer.connect(rank, str(agent_side.path), v_shape=said)
+    connection = agent_side.serve()
+    eventually(lambda: session.connected, "the session is connected")
+    with session.iteration():
+        pass
+    assert shape(read(connection)) == (BoundaryKind.ITERATION_BEGIN, 0, None, 0, told)
+    assert shape(read(connection)) == (BoundaryKind.ITERATION_END, 0, None, 0, 0)
+    session.close()
+
+
+def test_an_exception_of_the_training_passes_and_its_iteration_is_told_as_broken(
+    agent_side: AgentSide, rank: Rank
+) -> None:
     session = perseus_trainer.connect(rank, str(agent_side.path))
     connection = agent_side.serve()
     eventually(lambda: session.connected, "the session is connected")
     with pytest.raises(ZeroDivisionError), session.iteration(), session.instruction("forward"):
         _ = 1 // 0
-    kinds = [shape(read(connection))[0] for _ in range(4)]
+    with session.iteration():
+        pass
+    kinds = [shape(read(connection))[0] for _ in range(5)]
     assert kinds == [
         BoundaryKind.ITERATION_BEGIN,
         BoundaryKind.INSTRUCTION_BEGIN,
-        BoundaryKind.INSTRUCTION_END,
+        BoundaryKind.ITERATION_BROKEN,
+        BoundaryKind.ITERATION_BEGIN,
         BoundaryKind.ITERATION_END,
-    ]
+    ], "what an exception left has not ended"
     session.close()
     assert read(connection) is None, "closing the session gives the lease up"
 

@@ -25,6 +25,7 @@ class Connection:
 
     Attributes:
         dropped: messages that found no agent, or a full buffer.
+        socket: to the agent, which never blocks; None while nobody serves.
     """
 
     def __init__(self, path: str, hello: Hello) -> None:
@@ -39,7 +40,7 @@ class Connection:
         """
         self._path = path
         self._hello = hello.pack()
-        self._socket: socket.socket | None = None
+        self.socket: socket.socket | None = None
         self._candidate: socket.socket | None = None
         self._wanted = threading.Event()
         self._closed = False
@@ -53,26 +54,29 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether an agent serves this process now."""
-        return self._socket is not None
+        return self.socket is not None
 
     def send(self, packet: bytes) -> None:
         """Send a packet if that is possible at once."""
-        current = self._socket
+        current = self.socket
         if current is None:
             self.dropped += 1
             return
         try:
-            current.send(packet)  # It does not block.
-        except BlockingIOError:
-            self.dropped += 1
-        except OSError:
-            self.dropped += 1
+            current.send(packet)
+        except OSError as error:
+            self.failed(current, error)
+
+    def failed(self, current: socket.socket, error: OSError) -> None:
+        """A packet could not be sent over this socket: the buffer is full, or the agent is gone."""
+        self.dropped += 1
+        if not isinstance(error, BlockingIOError):
             self._lose(current)
 
     def close(self) -> None:
         """Give the lease up."""
         self._closed = True
-        current, self._socket = self._socket, None
+        current, self.socket = self.socket, None
         if current is not None:
             current.close()
         self._wanted.set()
@@ -80,7 +84,7 @@ class Connection:
     def after_fork(self) -> None:
         """In a child process: close the parent's lease here, and send nothing."""
         self._closed = True
-        current, self._socket = self._socket, None
+        current, self.socket = self.socket, None
         # The thread that waits for a welcome is not in the child, but the socket that it waits on is.
         candidate, self._candidate = self._candidate, None
         for inherited in (current, candidate):
@@ -91,8 +95,8 @@ class Connection:
         threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
 
     def _lose(self, current: socket.socket) -> None:
-        if self._socket is current:
-            self._socket = None
+        if self.socket is current:
+            self.socket = None
             current.close()
             self._wanted.set()
 
@@ -128,7 +132,7 @@ class Connection:
             candidate.close()
             return f"the agent refused: {welcome.reason}; training goes on unlocked", RETRY_AFTER_REFUSAL_SECONDS
         self._wanted.clear()
-        self._socket = candidate
+        self.socket = candidate
         self._candidate = None
         if self._closed:
             self.close()

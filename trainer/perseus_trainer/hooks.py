@@ -2,6 +2,9 @@
 
 The hot path is two system calls an instruction and no allocation beyond the packet. What does nothing is one shared
 object; as a decorator it returns the function itself, so that a script without an agent calls what it wrote.
+
+What an exception leaves has not ended: the end of the instruction is not told, and the iteration is told as broken, so
+that neither counts as whole.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 ITERATION_BEGIN, ITERATION_END = int(BoundaryKind.ITERATION_BEGIN), int(BoundaryKind.ITERATION_END)
+ITERATION_BROKEN = int(BoundaryKind.ITERATION_BROKEN)
 INSTRUCTION_BEGIN, INSTRUCTION_END = int(BoundaryKind.INSTRUCTION_BEGIN), int(BoundaryKind.INSTRUCTION_END)
 _NONE = (0, 0, 0)
 
@@ -28,8 +32,8 @@ class Hook(Protocol):
     def __enter__(self) -> None:
         """Begin."""
 
-    def __exit__(self, *_: object) -> None:
-        """End; an exception of the training passes."""
+    def __exit__(self, raised: object, *_: object) -> None:
+        """End, or break off; an exception of the training passes."""
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return the function with the hook around each of its calls."""
@@ -52,7 +56,7 @@ class Nothing:
 
 
 class IterationHook:
-    """Tells the begin and the end of an iteration."""
+    """Tells the begin and the end of an iteration, or that it was broken off."""
 
     __slots__ = ("_index", "_session")
 
@@ -63,8 +67,11 @@ class IterationHook:
     def __enter__(self) -> None:
         self._session.begin_iteration(self._index)
 
-    def __exit__(self, *_: object) -> None:
-        self._session.end_iteration()
+    def __exit__(self, raised: object, *_: object) -> None:
+        if raised is None:
+            self._session.end_iteration()
+        else:
+            self._session.break_iteration()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Make each call of the function an iteration."""
@@ -89,8 +96,11 @@ class InstructionHook:
     def __enter__(self) -> None:
         self._session.mark(INSTRUCTION_BEGIN, self._arguments)
 
-    def __exit__(self, *_: object) -> None:
-        self._session.mark(INSTRUCTION_END, self._arguments)
+    def __exit__(self, raised: object, *_: object) -> None:
+        if raised is None:
+            self._session.mark(INSTRUCTION_END, self._arguments)
+        else:
+            self._session.break_instruction()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Make each call of the function this instruction."""
@@ -109,15 +119,34 @@ class CountingHook:
 
     def __enter__(self) -> None:
         code, _, chunk = self._arguments
-        self._told = (code, self._session.count(code, chunk), chunk)
-        self._session.mark(INSTRUCTION_BEGIN, self._told)
+        session = self._session
+        counter = session.counters.get((code, chunk))
+        self._told = told = (code, session.count(code, chunk) if counter is None else next(counter), chunk)
+        session.mark(INSTRUCTION_BEGIN, told)
 
-    def __exit__(self, *_: object) -> None:
-        self._session.mark(INSTRUCTION_END, self._told)
+    def __exit__(self, raised: object, *_: object) -> None:
+        if raised is None:
+            self._session.mark(INSTRUCTION_END, self._told)
+        else:
+            self._session.break_instruction()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Make each call of the function this instruction, of the next microbatch."""
         return _instructing(self._session, self._arguments, function, True)
+
+
+def run(
+    session: Session, told: tuple[int, int, int], function: Callable[P, R], *arguments: P.args, **named: P.kwargs
+) -> R:
+    """Call a function as an instruction; adapters do."""
+    session.mark(INSTRUCTION_BEGIN, told)
+    try:
+        result = function(*arguments, **named)
+    except BaseException:
+        session.break_instruction()
+        raise
+    session.mark(INSTRUCTION_END, told)
+    return result
 
 
 def _instructing(
@@ -128,11 +157,7 @@ def _instructing(
     @functools.wraps(function)
     def instructing(*given: P.args, **named: P.kwargs) -> R:
         told = (code, session.count(code, chunk), chunk) if counts else (code, microbatch, chunk)
-        session.mark(INSTRUCTION_BEGIN, told)
-        try:
-            return function(*given, **named)
-        finally:
-            session.mark(INSTRUCTION_END, told)
+        return run(session, told, function, *given, **named)
 
     return instructing
 

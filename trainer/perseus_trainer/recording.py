@@ -7,7 +7,8 @@ loads (`perseus_planner.given`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from perseus_api.instructions import Instruction
@@ -37,24 +38,23 @@ class Recorder:
 
     def __init__(self) -> None:
         """Begin with nothing recorded."""
-        self._running: list[tuple[int, int, int]] | None = None
+        self._running: deque[tuple[int, int, int]] = deque()
         self._last: list[tuple[int, int, int]] = []
 
-    def begin_iteration(self) -> None:
-        """An iteration begins: what ran of an unfinished one is forgotten."""
-        self._running = []
+    def begin_iteration(self) -> Callable[[tuple[int, int, int]], None]:
+        """An iteration begins: what ran of an unfinished one is forgotten.
 
-    def begin_instruction(self, arguments: tuple[int, int, int]) -> None:
-        """An instruction begins: its letter as a number, its microbatch and its chunk."""
-        running = self._running
-        if running is not None and len(running) <= MAXIMUM_ENTRIES:
-            running.append(arguments)
+        Returns:
+            What to call when an instruction begins, with its letter as a number, its microbatch and its chunk. It is no
+            function in Python, since each instruction waits for it.
+        """
+        self._running = deque(maxlen=MAXIMUM_ENTRIES + 1)
+        return self._running.append
 
     def end_iteration(self) -> None:
         """An iteration ends: its order is the recorded one, unless nothing ran or more than a document holds."""
-        running, self._running = self._running, None
-        if running and len(running) <= MAXIMUM_ENTRIES:
-            self._last = running
+        if 0 < len(self._running) <= MAXIMUM_ENTRIES:
+            self._last = list(self._running)
 
     def order(self) -> RecordedOrder:
         """Return the order of the last whole iteration; empty before there was one."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import struct
 import threading
+from collections.abc import Callable
 from time import monotonic_ns
 
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.messages import Hello, MessageError, pack_boundary
+from perseus_api.messages import BOUNDARY_FORMAT, ChunkPlacement, Hello, MessageError, pack_boundary
 
 from perseus_trainer.connection import Connection
 from perseus_trainer.edges import Edge
@@ -22,6 +24,7 @@ from perseus_trainer.environment import EnvironmentProblem, Rank
 from perseus_trainer.hooks import (
     INSTRUCTION_END,
     ITERATION_BEGIN,
+    ITERATION_BROKEN,
     ITERATION_END,
     NOTHING,
     CountingHook,
@@ -33,7 +36,9 @@ from perseus_trainer.recording import RecordedOrder, Recorder
 
 logger = logging.getLogger("perseus.trainer")
 _CODES = {each.value: ord(each.code) for each in Instruction}
+_pack = struct.Struct(BOUNDARY_FORMAT).pack
 _NONE = (0, 0, 0)
+_PLACEMENTS = {None: int(ChunkPlacement.UNKNOWN), False: int(ChunkPlacement.LOOP), True: int(ChunkPlacement.V)}
 
 
 class Session:
@@ -43,17 +48,27 @@ class Session:
         iteration_index: index of the iteration that runs now or ran last; -1 before the first.
         in_iteration: whether one runs now.
         edge: where boundaries are; None is where Python is.
+        counters: of each instruction and chunk in this iteration; see `count`.
+        v_shape: whether every other model chunk runs through the ranks backwards; None: nobody said.
     """
 
-    def __init__(self, connection: Connection | None, record: bool = False, edge: Edge | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection | None,
+        record: bool = False,
+        edge: Edge | None = None,
+        v_shape: bool | None = None,
+    ) -> None:
         """Use `connect`."""
         self._connection = connection
         self._recorder = Recorder() if record or connection is not None else None
+        self._record: Callable[[tuple[int, int, int]], None] = lambda _: None
         self.active = self._recorder is not None
         self.edge = edge
+        self.v_shape = v_shape
         self.iteration_index = -1
         self.in_iteration = False
-        self._counts: dict[tuple[int, int], itertools.count[int]] = {}
+        self.counters: dict[tuple[int, int], itertools.count[int]] = {}
         self._running: tuple[int, int, int] | None = None
         self._said: set[str] = set()
 
@@ -106,12 +121,12 @@ class Session:
         if self.in_iteration:
             self._complain("an iteration began inside of another: surround each training step once")
         self.iteration_index = self.iteration_index + 1 if index is None else index
-        self._counts = {}
+        self.counters = {}
         self._running = None
         self.in_iteration = True
         if self._recorder is not None:
-            self._recorder.begin_iteration()
-        self._reach(ITERATION_BEGIN, _NONE)
+            self._record = self._recorder.begin_iteration()
+        self._reach(ITERATION_BEGIN, (0, 0, _PLACEMENTS[self.v_shape]))
 
     def end_iteration(self) -> None:
         """Tell that the iteration ends; hooks and adapters call it."""
@@ -120,8 +135,18 @@ class Session:
         if self._recorder is not None:
             self._recorder.end_iteration()
 
+    def break_iteration(self) -> None:
+        """Tell that an exception left the iteration; hooks and adapters call it. Its order is not recorded."""
+        self._reach(ITERATION_BROKEN, _NONE)
+        self.in_iteration = False
+
+    def break_instruction(self) -> None:
+        """An exception left the instruction that runs: its end is not told, since it did not come to it."""
+        self._running = None
+
     def mark(self, kind: int, arguments: tuple[int, int, int]) -> None:
         """Tell of one instruction's boundary; never waits for the agent, never raises."""
+        # Between two kernels all of this is cold in the processor's caches: each call in Python less is a microsecond.
         if not self.in_iteration:
             if self.active:
                 self._complain("an instruction ran outside of an iteration: surround the training step by iteration()")
@@ -132,29 +157,41 @@ class Session:
             if self._running is not None:
                 self._complain("an instruction began before another had ended: their clocks cannot be told apart")
             self._running = arguments
-            if self._recorder is not None:
-                self._recorder.begin_instruction(arguments)
-        self._reach(kind, arguments)
+            self._record(arguments)
+        connection = self._connection
+        if connection is None or self.edge is not None:
+            self._reach(kind, arguments)
+            return
+        code, microbatch, chunk = arguments
+        try:
+            packet = _pack(kind, code, chunk, microbatch, self.iteration_index, monotonic_ns())
+        except struct.error:
+            self._reach(kind, arguments)  # It says what does not fit.
+            return
+        agent = connection.socket
+        if agent is None:
+            connection.dropped += 1
+            return
+        try:
+            agent.send(packet)
+        except OSError as error:
+            connection.failed(agent, error)
 
     def count(self, code: int, chunk: int) -> int:
         """Return how many of an instruction there were in this iteration, and count one more."""
-        counter = self._counts.get((code, chunk))
+        counter = self.counters.get((code, chunk))
         if counter is None:
-            counter = self._counts.setdefault((code, chunk), itertools.count())
+            counter = self.counters.setdefault((code, chunk), itertools.count())
         return next(counter)
 
     def _reach(self, kind: int, arguments: tuple[int, int, int]) -> None:
-        # Between two kernels all of this is cold in the caches: each call less is a microsecond less.
         connection, edge, iteration = self._connection, self.edge, self.iteration_index
         if connection is None:
             return
         if edge is not None:
             edge.reach(lambda: self._tell(connection, kind, iteration, arguments))
-            return
-        try:
-            connection.send(pack_boundary(kind, iteration, monotonic_ns(), *arguments))
-        except MessageError as error:
-            logger.warning("%s", error)
+        else:
+            self._tell(connection, kind, iteration, arguments)
 
     def _tell(self, connection: Connection, kind: int, iteration: int, arguments: tuple[int, int, int]) -> None:
         try:
@@ -170,7 +207,12 @@ class Session:
 
 
 def connect(
-    rank: Rank | None = None, socket_path: str | None = None, *, record: bool = False, edge: Edge | None = None
+    rank: Rank | None = None,
+    socket_path: str | None = None,
+    *,
+    record: bool = False,
+    edge: Edge | None = None,
+    v_shape: bool | None = None,
 ) -> Session:
     """Return a session with the node's agent.
 
@@ -182,17 +224,19 @@ def connect(
         socket_path: the agent's socket; by default ``PERSEUS_SOCKET``.
         record: keep the order that runs, without an agent too (with one it is always kept).
         edge: where boundaries are; by default where Python is, which is right without an accelerator.
+        v_shape: where ranks hold several model chunks and the job's schedule is Recorded: whether every other chunk
+            runs through the ranks backwards. Adapters say it themselves.
     """
     path = socket_path or os.environ.get(names.ENV_SOCKET, "")
     if not path:
-        return Session(None, record, edge)
+        return Session(None, record, edge, v_shape)
     try:
         who = rank or Rank.from_environment()
         hello = Hello(who.namespace, who.job, who.gpu_uuid, who.pipeline, who.stage, who.tensor_rank, os.getpid())
-        return Session(Connection(path, hello), record, edge)
+        return Session(Connection(path, hello), record, edge, v_shape)
     except (EnvironmentProblem, MessageError) as error:
         logger.warning("%s; training goes on without Perseus", error)
-        return Session(None, record, edge)
+        return Session(None, record, edge, v_shape)
 
 
 _mutex = threading.Lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from perseus_daemonset.cluster import ClusterAccess
 from perseus_daemonset.doctor.findings import Finding, Level, well, wrong
 from perseus_daemonset.doctor.gpus import look_at_gpus
 from perseus_daemonset.doctor.node import look_at_journal, look_at_kubelet, look_at_processes, look_at_socket
@@ -28,6 +27,9 @@ def look_at_api(node: str, operator_namespace: str) -> Iterator[Finding]:
             "API", "PERSEUS_NODE_NAME and PERSEUS_OPERATOR_NAMESPACE are not set: run this in the agent's own container"
         )
         return
+    # The client of the API takes longer to load than everything else takes to look at.
+    from perseus_daemonset.cluster import ClusterAccess
+
     access = ClusterAccess(node, operator_namespace)
     problem = access.connect()
     if problem:

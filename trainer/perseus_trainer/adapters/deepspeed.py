@@ -18,7 +18,8 @@ from perseus_api.instructions import Instruction
 
 from perseus_trainer.adapters import AdapterProblem
 from perseus_trainer.adapters.cuda import BoundaryAt, place
-from perseus_trainer.adapters.wrapping import Function, Shadows, run
+from perseus_trainer.adapters.wrapping import Function, Shadows
+from perseus_trainer.hooks import run
 from perseus_trainer.session import Session, default_session
 
 _MARK = "_perseus_attached"
@@ -35,6 +36,7 @@ class Attached:
     def __init__(self, engine: Any, session: Session) -> None:
         """Use `attach`."""
         self.session = session
+        session.v_shape = False  # One chunk on each rank.
         self._engine = engine
         self._training = False
         self._shadows = Shadows()
@@ -67,16 +69,14 @@ class Attached:
     def _train_batch(self, original: Function) -> Function:
         @functools.wraps(original)
         def train_batch(*arguments: Any, **named: Any) -> Any:
-            begins = not self.session.in_iteration
-            if begins:
-                self.session.begin_iteration()
             self._training = True
             try:
-                return original(*arguments, **named)
+                if self.session.in_iteration:
+                    return original(*arguments, **named)
+                with self.session.iteration():
+                    return original(*arguments, **named)
             finally:
                 self._training = False
-                if begins:
-                    self.session.end_iteration()
 
         return train_batch
 

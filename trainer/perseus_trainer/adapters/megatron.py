@@ -17,7 +17,8 @@ from perseus_api.instructions import Instruction
 
 from perseus_trainer.adapters import AdapterProblem
 from perseus_trainer.adapters.cuda import BoundaryAt, place
-from perseus_trainer.adapters.wrapping import Function, Shadows, argument, run
+from perseus_trainer.adapters.wrapping import Function, Shadows, argument
+from perseus_trainer.hooks import run
 from perseus_trainer.session import Session, default_session
 
 _FORWARD, _BACKWARD = ord(Instruction.FORWARD.code), ord(Instruction.BACKWARD.code)
@@ -39,6 +40,7 @@ class Attached:
     def __init__(self, schedules: Any, session: Session) -> None:
         """Use `attach`."""
         self.session = session
+        session.v_shape = False
         self._training = False
         # Microbatch and chunk of the forwards whose backward is still to come, by their output.
         self._outputs: dict[int, tuple[int, int]] = {}
@@ -92,16 +94,14 @@ class Attached:
             if named.get("forward_only", False):
                 return original(*arguments, **named)
             self._outputs.clear()
-            begins = not self.session.in_iteration
-            if begins:
-                self.session.begin_iteration()
             self._training = True
             try:
-                return original(*arguments, **named)
+                if self.session.in_iteration:
+                    return original(*arguments, **named)
+                with self.session.iteration():
+                    return original(*arguments, **named)
             finally:
                 self._training = False
-                if begins:
-                    self.session.end_iteration()
 
         return forward_backward
 

@@ -17,6 +17,7 @@ loops, and every other one backwards in V-schedules (ZBV, DualPipeV), which is h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from typing import Any
@@ -25,8 +26,8 @@ from perseus_api.instructions import Instruction
 
 from perseus_trainer.adapters import AdapterProblem
 from perseus_trainer.adapters.cuda import BoundaryAt, place
-from perseus_trainer.adapters.wrapping import Function, Shadows, argument, run
-from perseus_trainer.hooks import INSTRUCTION_BEGIN, INSTRUCTION_END
+from perseus_trainer.adapters.wrapping import Function, Shadows, argument
+from perseus_trainer.hooks import INSTRUCTION_BEGIN, INSTRUCTION_END, run
 from perseus_trainer.recording import Recorded, RecordedOrder
 from perseus_trainer.session import Session, default_session
 
@@ -71,6 +72,8 @@ class Attached:
             self._shadows.take_away()
             raise
         setattr(schedule, _MARK, self)
+        with contextlib.suppress(AdapterProblem):  # The agent is told nothing then.
+            session.v_shape = self.v_shape
 
     def detach(self) -> None:
         """Give the schedule its own methods back."""
@@ -129,7 +132,7 @@ class Attached:
             try:
                 return original(*arguments, **named)
             except BaseException:
-                self._close()
+                self._break()
                 raise
 
         return forward_one_chunk
@@ -137,9 +140,12 @@ class Attached:
     def _loss(self, original: Function) -> Function:
         def compute_loss(*arguments: Any, **named: Any) -> Any:
             try:
-                return original(*arguments, **named)
-            finally:
-                self._close()
+                result = original(*arguments, **named)
+            except BaseException:
+                self._break()
+                raise
+            self._close()
+            return result
 
         return compute_loss
 
@@ -166,14 +172,13 @@ class Attached:
 
     def _step(self, original: Function) -> Function:
         def step(*arguments: Any, **named: Any) -> Any:
+            self._open = None  # An exception may have come between a forward and its loss.
             if self.session.in_iteration or not self._schedule._has_backward:
                 return original(*arguments, **named)
-            self.session.begin_iteration()
-            try:
-                return original(*arguments, **named)
-            finally:
+            with self.session.iteration():
+                result = original(*arguments, **named)
                 self._close()
-                self.session.end_iteration()
+                return result
 
         return step
 
@@ -181,6 +186,11 @@ class Attached:
         told, self._open = self._open, None
         if told is not None:
             self.session.mark(INSTRUCTION_END, told)
+
+    def _break(self) -> None:
+        if self._open is not None:
+            self._open = None
+            self.session.break_instruction()
 
 
 def attach(schedule: Any, session: Session | None = None, *, boundary: BoundaryAt | str = BoundaryAt.AUTO) -> Attached:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from perseus_trainer.adapters import AdapterProblem
-from perseus_trainer.hooks import INSTRUCTION_BEGIN, INSTRUCTION_END
-from perseus_trainer.session import Session
 
 Function = Callable[..., Any]
 _MISSING = object()
@@ -46,15 +44,6 @@ class Shadows:
                 delattr(target, name)
             else:
                 setattr(target, name, before)
-
-
-def run(session: Session, told: tuple[int, int, int], function: Function, *arguments: Any, **named: Any) -> Any:
-    """Call a function as an instruction."""
-    session.mark(INSTRUCTION_BEGIN, told)
-    try:
-        return function(*arguments, **named)
-    finally:
-        session.mark(INSTRUCTION_END, told)
 
 
 def argument(arguments: tuple[Any, ...], named: dict[str, Any], position: int, name: str, default: Any) -> Any:

@@ -37,15 +37,17 @@ COPY --from=wheel /wheel /wheel
 RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
  && /opt/perseus/bin/python -c "import perseus_operator.main"
 
+# The planner's loops, compiled ahead of time: what runs them needs no compiler, and so neither numba nor a second more.
 FROM optimiser-dependencies AS optimiser-program
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ gcc libc6-dev python3-dev >/dev/null
+RUN /opt/perseus/bin/pip install --no-cache-dir --quiet setuptools
 COPY --from=wheel /wheel /wheel
-RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
- && /opt/perseus/bin/python -c "import perseus_operator.optimiser.main"
-
-# The planner's loops, compiled here and read where nothing can be written.
-ENV NUMBA_CACHE_DIR=/opt/perseus/share/numba
 COPY examples/profiles /profiles
-RUN /opt/perseus/bin/perseus plan --profile /profiles/gpt3-175b-a100-sxm --microbatches 12
+RUN /opt/perseus/bin/pip install --quiet --no-deps /wheel/*.whl \
+ && /opt/perseus/bin/python -m perseus_planner.ahead \
+ && /opt/perseus/bin/pip uninstall --quiet --yes numba llvmlite setuptools \
+ && /opt/perseus/bin/python -c "import perseus_operator.optimiser.main" \
+ && /opt/perseus/bin/perseus plan --profile /profiles/gpt3-175b-a100-sxm --microbatches 12
 
 FROM agent-dependencies AS agent-program
 COPY --from=wheel /wheel /wheel
@@ -71,7 +73,7 @@ CMD ["perseus-operator", "run"]
 
 FROM ${BASE} AS optimiser
 COPY --from=optimiser-program /opt/perseus /opt/perseus
-ENV PATH=/opt/perseus/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/opt/perseus/share/numba
+ENV PATH=/opt/perseus/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1
 USER 65532:65532
 CMD ["perseus-optimiser"]
 

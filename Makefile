@@ -17,14 +17,23 @@ help: ## Show this list
 .PHONY: venv
 venv: .venv/.installed ## Create the development environment
 
+LOOPS := planner/perseus_planner/_ahead.made
+
+$(LOOPS): $(addprefix planner/perseus_planner/,ahead.py loops.py descent.py realise.py ruin.py sweep.py switching.py) | .venv/.installed
+	@$(PYTHON_BIN) -m perseus_planner.ahead >/dev/null 2>&1 || echo "The planner's loops are compiled on first use: a C compiler or Python's headers are missing."
+	@touch $@
+
+.PHONY: loops
+loops: $(LOOPS) ## Compile the planner's loops (half a minute, once; without it they compile on first use)
+
 .PHONY: native
 native: ## Compile the simulated NVML library
 	@command -v cc >/dev/null || { echo "A C compiler is missing: install one (on Debian: apt-get install gcc libc6-dev)." >&2; exit 2; }
 	@$(MAKE) --no-print-directory -s -C simulator/native
 
 .PHONY: demo
-demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=measured: no profile given)
-	@$(PYTHON_BIN) -m demo $(if $(filter measured,$(PROFILE)),--measured-profile)
+demo: venv ## A real Kubernetes, the operator, GPT-3 on 16 simulated GPUs, and the energy saved (PROFILE=given: bring a profile)
+	@$(PYTHON_BIN) -m demo $(if $(filter given,$(PROFILE)),--given-profile)
 
 .PHONY: example
 example: venv native ## A GPT pipeline in real torch on four simulated GPUs, no cluster
@@ -39,13 +48,13 @@ down: venv ## Stop the cluster and leave no trace
 	@$(PYTHON_BIN) -m testbed down
 
 .PHONY: test
-test: venv ## Every test, on the real parts (root, Go >= 1.26)
+test: venv loops ## Every test, on the real parts (root, Go >= 1.26)
 	@$(PYTHON_BIN) -m testbed build
 	@$(MAKE) --no-print-directory native
 	@$(PYTHON_BIN) -m pytest $(LANES)
 
 .PHONY: test-fast
-test-fast: venv native ## The tests that need no cluster and train nothing, under 3 minutes
+test-fast: venv native loops ## The tests that need no cluster and train nothing, under 3 minutes
 	@$(PYTHON_BIN) -m pytest $(FAST_TESTS)
 
 .PHONY: test-frameworks
@@ -60,10 +69,10 @@ lint: venv ## ruff, mypy --strict, import layers
 	@.venv/bin/lint-imports
 
 .PHONY: bench
-bench: venv ## Benchmarks, beside the public solver; figures go to build/bench
+bench: venv loops ## Benchmarks, beside the public solver; figures go to build/bench (LARGEST=1: huge pipelines too)
 	@mkdir -p build/bench
 	@$(PYTHON_BIN) -c 'import lowtime' 2>/dev/null || $(PYTHON_BIN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@$(PYTHON_BIN) -m benchmarks
+	@LARGEST=$(LARGEST) $(PYTHON_BIN) -m benchmarks
 
 .PHONY: bench-profiling
 bench-profiling: venv native ## Measured profiles against the simulated device's truth, in real time: about ten minutes
@@ -92,7 +101,7 @@ bench-operator: venv ## 1,000 jobs on 1,250 nodes of kwok's; build/bench/operato
 	@$(PYTHON_BIN) -m benchmarks operator
 
 .PHONY: savings
-savings: venv ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
+savings: venv loops ## Write docs/savings.md, the table of savings (needs the project's data beside the checkout)
 	@$(PYTHON_BIN) -m benchmarks.savings
 
 FUZZ_SECONDS := 120

@@ -2,25 +2,30 @@
 
 Times are of this process's processor (of one core: the sweep has one thread), so that a busy machine changes them
 little. Ratios to `lowtime` come from the same run. More stages than the eight that were measured repeat them, each
-slower or faster by up to 15 % (seeded): equal stages would have far fewer breakpoints.
+slower or faster by up to 15 % (seeded): equal stages would have far fewer breakpoints. Sizes of
+a minute and more are measured when the environment variable LARGEST is set (`make bench LARGEST=1`).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
 from pathlib import Path
 
 import numpy as np
 from perseus_api.profile import Measurement, Profile, parse_profile
-from perseus_planner import Pipeline, frontier
+from perseus_planner import MaximumSlowdown, Pipeline, frontier, plan
 from perseus_planner.problem import Problem
 
 _PROFILE = Path(__file__).resolve().parent.parent / "examples" / "profiles" / "gpt3-175b-a100-sxm"
-_SIZES = ((8, 12), (8, 24), (8, 48), (8, 96), (16, 64), (16, 256), (32, 256), (64, 512))
+_SIZES = ((8, 12), (8, 24), (8, 48), (8, 96), (16, 64), (16, 128), (16, 256), (32, 128))
+_LARGEST = ((32, 256), (64, 512))
 _LOWTIME = (12, 24)  # 48 microbatches take it many minutes more
 _DOCUMENTS = ((8, 12), (8, 96))
+_PLANS = (12, 24, 48, 96)
+_BUDGETS = (0.0, 0.5, 1.0, 5.0, 10.0)
 
 
 def measure() -> list[dict[str, object]]:
@@ -29,11 +34,14 @@ def measure() -> list[dict[str, object]]:
     _sweep(measured, 8, 2)  # Compile first.
     frontier(measured, Pipeline(8, 2))
     rows = []
-    for stages, microbatches in _SIZES:
+    for stages, microbatches in _SIZES + (_LARGEST if os.environ.get("LARGEST") else ()):
         rows.append(_sweep(repeated(measured, stages), stages, microbatches))
         print("  ", rows[-1], flush=True)
     rows.append(_exponents(rows))
     print("  ", rows[-1], flush=True)
+    for microbatches in _PLANS:
+        rows.append(_plan(measured, microbatches))
+        print("  ", rows[-1], flush=True)
     for stages, microbatches in _DOCUMENTS:
         rows.append(_document(measured, stages, microbatches))
         print("  ", rows[-1], flush=True)
@@ -88,6 +96,23 @@ def _exponents(rows: list[dict[str, object]]) -> dict[str, object]:
         "what": "growth",
         "exponent_in_instructions": round(float(whole), 2),
         "exponent_of_one_augmentation": round(float(each), 2),
+    }
+
+
+def _plan(profile: Profile, microbatches: int) -> dict[str, object]:
+    """One plan for each budget, as `perseus plan` makes it: the processor seconds of the one that took most."""
+    seconds, gaps = [], []
+    for budget in _BUDGETS:
+        begin = time.process_time()
+        found = plan(profile, Pipeline(8, microbatches), MaximumSlowdown(budget))
+        seconds.append(time.process_time() - begin)
+        gaps.append(found.gap_points)
+    return {
+        "what": "plan",
+        "stages": 8,
+        "microbatches": microbatches,
+        "most_seconds": round(max(seconds), 2),
+        "most_gap_points": round(max(gaps), 3),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from demo.narration import Narrator
 from demo.picture import draw_run
+from demo.pictures import keep_window
 from demo.scenario import run_scenario
 from testbed.errors import TestbedError
 from testbed.installation import install
@@ -18,13 +19,13 @@ OUTPUT = Path("build/demo")
 def main() -> int:
     """Run the demonstration; return the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description="From kubectl apply to energy saved.")
-    parser.add_argument("--measured-profile", action="store_true", help="measure the profile while the job trains")
-    measured = parser.parse_args().measured_profile
+    parser.add_argument("--given-profile", action="store_true", help="bring a profile, so that none is measured")
+    given = parser.parse_args().given_profile
     narrator = Narrator()
     narrator.heading("A real Kubernetes on this machine, the project's images, the operator by helm install")
     try:
         installation = install(narrator.say)
-        run = run_scenario(installation, narrator, measured_profile=measured)
+        run = run_scenario(installation, narrator, given_profile=given)
     except TestbedError as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 2
@@ -36,6 +37,7 @@ def main() -> int:
         )
         return 1
     run.report.write(OUTPUT / "report.json")
+    keep_window(run)
     draw_run(run.samples, list(run.report.phases), run.events, OUTPUT / "run.png")
     narrator.heading("What was measured (energy by NVML's counters, real time)")
     print(run.report.table(), flush=True)

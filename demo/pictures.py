@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from demo.narration import Narrator
 from demo.panels import Answer, Window, ask_panel, load_dashboard
-from demo.scenario import JOB, run_scenario
+from demo.scenario import JOB, Run, run_scenario
 from testbed.errors import TestbedError
 from testbed.installation import install
 
@@ -41,7 +41,7 @@ _UNITS = {
 def main() -> int:
     """Play and draw, or draw a run again that was played before; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo.pictures")
-    parser.add_argument("--again", action="store_true", help="draw the last run once more, from Prometheus's memory")
+    parser.add_argument("--again", action="store_true", help="draw the last demonstration once more")
     again = parser.parse_args().again
     narrator = Narrator()
     try:
@@ -49,10 +49,7 @@ def main() -> int:
         if again:
             window = Window(**json.loads(WINDOW.read_text()))
         else:
-            run = run_scenario(installation, narrator)
-            window = Window(run.samples[0].time_seconds, run.samples[-1].time_seconds, "default", JOB)
-            WINDOW.parent.mkdir(parents=True, exist_ok=True)
-            WINDOW.write_text(json.dumps(asdict(window)))
+            window = keep_window(run_scenario(installation, narrator))
     except (TestbedError, TimeoutError) as error:
         print(f"make pictures: {error}", file=sys.stderr)
         return 1
@@ -61,6 +58,14 @@ def main() -> int:
         draw_dashboard(installation.prometheus_url, load_dashboard(name), window, path)
         narrator.say(f"drawn: {path}")
     return 0
+
+
+def keep_window(run: Run) -> Window:
+    """Write down when a run was, so that it can be drawn again; return it."""
+    window = Window(run.samples[0].time_seconds, run.samples[-1].time_seconds, "default", JOB)
+    WINDOW.parent.mkdir(parents=True, exist_ok=True)
+    WINDOW.write_text(json.dumps(asdict(window)))
+    return window
 
 
 def draw_dashboard(url: str, dashboard: dict[str, Any], window: Window, path: Path) -> None:

@@ -58,7 +58,7 @@ class ProfilingFigures:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the demonstration measured; `profiling` is None where a profile was given."""
+    """Everything that the demonstration measured; `profiling` is None where nothing was measured."""
 
     kubernetes: str
     gpus: int

@@ -61,7 +61,7 @@ class Run:
 
 
 def run_scenario(
-    installation: Installation, narrator: Narrator, namespace: str = "default", measured_profile: bool = False
+    installation: Installation, narrator: Narrator, namespace: str = "default", given_profile: bool = False
 ) -> Run:
     """Play the whole story on a cluster that has the operator and 16 simulated GPUs.
 
@@ -69,17 +69,18 @@ def run_scenario(
         installation: of the product.
         narrator: tells the story.
         namespace: of the job.
-        measured_profile: whether the profile is measured while the job trains; else the job comes with one.
+        given_profile: whether the job comes with a profile; else it is measured while the job trains, or found in the
+            cache where an earlier demonstration has measured it.
 
     Raises:
         TimeoutError: something that should happen did not; the text says what.
     """
     with Recorder(lambda: installation.read_sample(namespace, JOB)) as recorder:
-        example = MEASURED_EXAMPLE if measured_profile else GIVEN_EXAMPLE
+        example = GIVEN_EXAMPLE if given_profile else MEASURED_EXAMPLE
         story = _Story(installation, narrator, namespace, recorder, example)
         story.apply()
         baseline = story.run_unlocked()
-        profiling = story.watch_the_sweep() if measured_profile else None
+        profiling = None if given_profile else story.watch_the_sweep()
         planned = story.run_planned(baseline)
         straggler, reaction = story.heat_a_gpu(baseline, planned)
         recovered, recovery = story.cool_the_gpu(planned, reaction)
@@ -156,8 +157,8 @@ class _Story:
             time.sleep(0.5)
         raise TimeoutError(f"the job is not training: {self._complaints()}")
 
-    def watch_the_sweep(self) -> ProfilingFigures:
-        """Wait until the profile is measured and optimised; training goes on meanwhile."""
+    def watch_the_sweep(self) -> ProfilingFigures | None:
+        """Wait until the profile is measured and optimised, training goes on meanwhile; None where one was found."""
         self.narrator.heading("Profile: measured while the job trains, a few iterations at each clock")
         begin, first = time.time(), self.recorder.samples[-1]
         seen, told = {"PlanApplied": ""}, ""
@@ -173,9 +174,20 @@ class _Story:
             time.sleep(1.0)
         else:
             raise TimeoutError(f"the profile was not measured: {self._complaints()}")
-        seconds, last = time.time() - begin, self.recorder.samples[-1]
-        self._happened(last, "profile measured")
+        figures = self._sweep_figures(first, self.recorder.samples[-1], time.time() - begin)
+        while seen.get("FrontierReady") != "True" or "plan" not in self._job()["status"]:
+            self._tell_conditions(seen)
+            if time.time() > begin + SWEEP_TIMEOUT_SECONDS:
+                raise TimeoutError(f"the job is not optimised: {self._complaints()}")
+            time.sleep(0.5)
+        return figures
+
+    def _sweep_figures(self, first: Sample, last: Sample, seconds: float) -> ProfilingFigures | None:
         status = self._job()["status"]["profile"]
+        if "sweepIterations" not in status:
+            self.narrator.say("nothing was measured: an earlier demonstration's profile was found in the cache")
+            return None
+        self._happened(last, "profile measured")
         figures = ProfilingFigures(
             clocks=int(status["clocks"]),
             iterations=int(status["sweepIterations"]),
@@ -187,11 +199,6 @@ class _Story:
             f"{figures.clocks} clocks in {figures.iterations} iterations ({seconds:.0f} s), which were "
             f"{figures.slowdown_percent:.1f} % longer than unlocked; iterations lost: {figures.iterations_lost}"
         )
-        while seen.get("FrontierReady") != "True" or "plan" not in self._job()["status"]:
-            self._tell_conditions(seen)
-            if time.time() > begin + SWEEP_TIMEOUT_SECONDS:
-                raise TimeoutError(f"the job is not optimised: {self._complaints()}")
-            time.sleep(0.5)
         return figures
 
     def _complaints(self) -> str:

@@ -11,7 +11,7 @@ from perseus_api import names
 from perseus_api.frontier import Frontier
 from perseus_operator.profiles import profile_checksum
 from perseus_planner import Pipeline, frontier
-from perseus_simulator.testing import example_profile
+from perseus_simulator.testing import SPLIT, WHOLE, example_profile
 
 Document = dict[str, Any]
 STAGES, PIPELINES, MICROBATCHES = 2, 2, 4
@@ -19,11 +19,12 @@ HEADER = json.dumps({"blockingPowerWatts": 80.0})
 
 
 @functools.cache
-def csv_of(stages: int = STAGES, seconds: float = 0.05) -> str:
-    """The example profile as CSV, with a forward of so many seconds at full clock."""
+def csv_of(stages: int = STAGES, seconds: float = 0.05, split: bool = False) -> str:
+    """The example profile as CSV, with a forward of so many seconds at full clock, and backwards in one part or two."""
+    profile = example_profile(stages, seconds, SPLIT if split else WHOLE)
     return "stage,instruction,frequency,time,energy\n" + "".join(
         f"{stage},{instruction.value},{each.frequency_megahertz},{each.time_seconds!r},{each.energy_joules!r}\n"
-        for (stage, instruction), rows in example_profile(stages, seconds).measurements.items()
+        for (stage, instruction), rows in profile.measurements.items()
         for each in rows
     )
 

@@ -79,7 +79,9 @@ def _files() -> Iterator[Path]:
             yield top
         for folder, names, files in os.walk(top):
             names[:] = [name for name in names if name not in _IGNORED]
-            yield from (Path(folder, name) for name in files if not name.endswith(".pyc"))
+            yield from (
+                Path(folder, name) for name in files if not name.endswith(".pyc") and not name.startswith("_ahead")
+            )
 
 
 class _Builder:

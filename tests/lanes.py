@@ -1,8 +1,8 @@
 """Which tests run beside which, where pytest-xdist spreads them: `make test`.
 
 There is one cluster, so its tests keep to one worker, in their order and before all others: they mostly wait. The
-others are spread by file over the remaining workers, and give way to the cluster's processes, whose times are looked
-at. Not by marks (`--dist loadgroup`): pytest-xdist 3.8 does not find them under pytest 9.2.
+others are spread by file over the remaining workers, and run only where the cluster's processes leave a core idle:
+times are measured there. Not by marks (`--dist loadgroup`): pytest-xdist 3.8 does not find them under pytest 9.2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 ON_THE_CLUSTER = ("tests/cluster/", "tests/crd/", "tests/testbed/")
-OTHERS_NICENESS = 5
 
 
 def lane(nodeid: str) -> str:
@@ -45,4 +44,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let the processes of other tests give way to those on the cluster."""
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
-        os.setpriority(os.PRIO_PROCESS, 0, 0 if lane(item.nodeid) == "cluster" else OTHERS_NICENESS)
+        policy = os.SCHED_OTHER if lane(item.nodeid) == "cluster" else os.SCHED_IDLE
+        os.sched_setscheduler(0, policy, os.sched_param(0))

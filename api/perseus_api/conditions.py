@@ -40,6 +40,10 @@ class Reason(StrEnum):
     OPTIMISED = "Optimised"
     OPTIMISING = "Optimising"
     OPTIMISATION_FAILED = "OptimisationFailed"
+    # FrontierReady, or ProfileValid where the profile is measured: spec.schedule Recorded
+    RECORDING = "Recording"  # the order that the ranks run is not known yet
+    ORDERS_DIFFER = "OrdersDiffer"  # ranks that should run the same do not
+    ORDER_UNUSABLE = "OrderUnusable"  # what they run is no pipeline's, or it is not known how their chunks lie
     # WorkloadReady
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"

@@ -48,12 +48,23 @@ class RealisedPlan(_Document):
 
 
 class PipelineShape(_Document):
-    """The pipeline that a frontier holds for."""
+    """The pipeline that a frontier holds for.
+
+    Attributes:
+        stages: pipeline ranks.
+        microbatches: of one iteration.
+        tensor_parallel: GPUs of a rank.
+        schedule: that its orders are of.
+        chunks: model chunks of each rank.
+        v_shape: of orders that were given: odd chunks run through the ranks backwards.
+    """
 
     stages: Annotated[int, Field(ge=1, le=256)]
     microbatches: Annotated[int, Field(ge=1, le=4096)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     schedule: Schedule
+    chunks: Annotated[int, Field(ge=1, le=256)] = 1
+    v_shape: bool = False
 
 
 class Frontier(_Document):

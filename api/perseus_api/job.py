@@ -16,6 +16,16 @@ from perseus_api.errors import DocumentError
 from perseus_api.ranks import RankOrder, RankShape
 from perseus_api.schedules import JobSchedule
 
+# Model chunks of each rank that a schedule may have; those that are not here may have any number.
+_CHUNKS = {
+    JobSchedule.ONE_FORWARD_ONE_BACKWARD: range(1, 2),
+    JobSchedule.GPIPE: range(1, 2),
+    JobSchedule.EARLY_RECOMPUTE_1F1B: range(1, 2),
+    JobSchedule.INTERLEAVED_1F1B: range(2, 257),
+    JobSchedule.ZBV: range(2, 3),
+}
+_IN_ROUNDS = (JobSchedule.INTERLEAVED_1F1B, JobSchedule.ZB_H1)
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
@@ -30,12 +40,16 @@ class ObjectiveType(StrEnum):
 
 
 class Parallelism(_Part):
-    """How the model is cut; stages x pipelines x tensor parallel degree ranks of one GPU each."""
+    """How the model is cut; stages x pipelines x tensor parallel degree ranks of one GPU each.
+
+    `microbatches` and `chunks` say what training is to run; with the schedule RECORDED what it was seen to run counts.
+    """
 
     stages: Annotated[int, Field(ge=1, le=256)]
     pipelines: Annotated[int, Field(ge=1, le=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
     microbatches: Annotated[int, Field(ge=1, le=4096)]
+    chunks: Annotated[int, Field(ge=1, le=256)] = 1
     rank_order: RankOrder = RankOrder.PIPELINE_STAGE_TENSOR
 
     @property
@@ -173,6 +187,24 @@ class PerseusJobSpec(_Part):
     def _one_workload(self) -> PerseusJobSpec:
         if (self.template is None) == (self.workload_ref is None):
             raise ValueError("spec needs either a template or a workloadRef; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> PerseusJobSpec:
+        chunks, schedule = self.parallelism.chunks, self.schedule
+        if chunks not in _CHUNKS.get(schedule, range(1, 257)):
+            raise ValueError(
+                "spec.parallelism.chunks must be 2 or more for spec.schedule Interleaved1F1B, 2 for ZBV, and 1 for "
+                "1F1B, GPipe and EarlyRecompute1F1B"
+            )
+        if self.parallelism.stages * chunks > 256:
+            raise ValueError("spec.parallelism cuts the model into more than 256 parts (stages x chunks)")
+        rounds = self.parallelism.microbatches // self.parallelism.stages
+        if schedule in _IN_ROUNDS and chunks > 1 and rounds and self.parallelism.microbatches % rounds:
+            raise ValueError(
+                "spec.parallelism.microbatches must divide into equal rounds of spec.parallelism.stages or a few more; "
+                "use a multiple of the stages"
+            )
         return self
 
     @classmethod

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from perseus_api.encoding import first_problem
 from perseus_api.errors import DocumentError
-from perseus_api.frontier import Joules, Seconds, Watts
+from perseus_api.frontier import Joules, Order, Seconds, Watts
 from perseus_api.instructions import Instruction
+from perseus_api.orders import Chunk, Microbatch
 
 MAXIMUM_REPORT_BYTES = 16 * 1024 * 1024
+MAXIMUM_ORDER_ENTRIES = 1_000_000  # of all ranks on a page: the orders of more are left out
+_LETTERS = frozenset(each.code for each in Instruction)
 Name = Annotated[str, Field(max_length=256)]
 Index = Annotated[int, Field(ge=0, le=2**53)]
 Clock = Annotated[int, Field(ge=1, le=100_000)]
@@ -28,9 +31,10 @@ class _Document(BaseModel):
 
 
 class InstructionRow(_Document):
-    """One instruction at one clock.
+    """One instruction of one model chunk at one clock.
 
     Attributes:
+        chunk: model chunk of the rank.
         samples: instructions whose time counts.
         time_seconds: mean time.
         time_stderr: its standard error.
@@ -39,6 +43,7 @@ class InstructionRow(_Document):
     """
 
     instruction: Instruction
+    chunk: Annotated[int, Field(ge=0, le=255)] = 0
     frequency_megahertz: Clock
     samples: Index
     time_seconds: Seconds
@@ -62,6 +67,33 @@ class BlockingRow(_Document):
     watts_stderr: Deviation
 
 
+class RankOrder(_Document):
+    """The order that a rank ran in its last whole iteration.
+
+    Attributes:
+        letters: of its instructions.
+        microbatches: of each.
+        chunks: model chunk of each; empty where all are 0.
+        placement: how chunks lie, as the training script told it (`ChunkPlacement`); 0 if it did not.
+        repeats: whole iterations in a row that ran this order.
+    """
+
+    letters: Order
+    microbatches: Annotated[tuple[Microbatch, ...], Field(max_length=65_536)]
+    chunks: Annotated[tuple[Chunk, ...], Field(max_length=65_536)] = ()
+    placement: Annotated[int, Field(ge=0, le=2)] = 0
+    repeats: Index = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RankOrder:
+        count = len(self.letters)
+        if len(self.microbatches) != count or len(self.chunks) not in (0, count):
+            raise ValueError("microbatches and chunks must have one entry for each letter")
+        if not set(self.letters) <= _LETTERS:
+            raise ValueError("letters must be those of instructions")
+        return self
+
+
 class RankReport(_Document):
     """One rank.
 
@@ -80,6 +112,7 @@ class RankReport(_Document):
         sweep_iterations: iterations that ran in windows of the sweep.
         sweep_seconds: their duration.
         longest_seconds: duration of the longest.
+        order: that it runs, if that was asked for; None before a whole iteration.
         not_held: by clock, how often the device was seen at another one than requested long after the request.
     """
 
@@ -106,6 +139,7 @@ class RankReport(_Document):
     rows: Annotated[tuple[InstructionRow, ...], Field(max_length=8192)] = ()
     blocking: Annotated[tuple[BlockingRow, ...], Field(max_length=1024)] = ()
     not_held: Annotated[dict[Clock, Index], Field(max_length=1024)] = {}
+    order: RankOrder | None = None
 
 
 class NodeReport(_Document):

@@ -48,6 +48,17 @@ class BoundaryKind(IntEnum):
     ITERATION_BROKEN = 5
 
 
+class ChunkPlacement(IntEnum):
+    """How a rank's model chunks lie in the model, as a training script knows it and tells at an iteration's begin.
+
+    Chunk c of rank r of R holds part c x R + r (LOOP); in V shape every other chunk runs through the ranks backwards.
+    """
+
+    UNKNOWN = 0
+    LOOP = 1
+    V = 2
+
+
 class Verdict(IntEnum):
     """The agent's answer to a hello."""
 
@@ -126,7 +137,7 @@ class Boundary(NamedTuple):
         time_nanoseconds: ``time.monotonic_ns()`` when it happened.
         instruction: the instruction, None at iteration boundaries.
         microbatch: index of the microbatch, 0 at iteration boundaries.
-        chunk: model chunk of interleaved schedules, 0 elsewhere.
+        chunk: model chunk of interleaved schedules, 0 elsewhere; at an iteration's begin a `ChunkPlacement`.
     """
 
     kind: BoundaryKind

@@ -41,6 +41,7 @@ DOCUMENT_PLAN: Final = "plan"
 DOCUMENT_FRONTIER: Final = "frontier"
 DOCUMENT_PROFILE: Final = "profile"
 DOCUMENT_REPORT: Final = "report"
+DOCUMENT_ORDERS: Final = "orders"
 
 # Field managers of server-side apply, one for each program.
 FIELD_MANAGER_OPERATOR: Final = "perseus-operator"
@@ -52,9 +53,11 @@ PROFILE_HEADER_KEY: Final = "header.json"
 FRONTIER_KEY: Final = "frontier.json.gz"  # binaryData
 PLAN_KEY: Final = "plan.json.gz"  # binaryData
 REPORT_KEY: Final = "report.json"
+ORDERS_KEY: Final = "orders.json.gz"  # binaryData
 LEDGER_KEY: Final = "ledger.json.gz"  # binaryData
 
-# The agent's page of measurements, on its metrics port, asked with ?namespace=NAMESPACE&job=NAME.
+# The agent's page of measurements, on its metrics port, asked with ?namespace=NAMESPACE&job=NAME; with &orders=true it
+# tells the orders that ranks run as well.
 MEASUREMENTS_PATH: Final = "/measurements"
 
 # Paths and environment of training pods.
@@ -70,6 +73,7 @@ ENV_PIPELINES: Final = "PERSEUS_PIPELINES"
 ENV_TENSOR_PARALLEL: Final = "PERSEUS_TENSOR_PARALLEL"
 ENV_MICROBATCHES: Final = "PERSEUS_MICROBATCHES"
 ENV_SCHEDULE: Final = "PERSEUS_SCHEDULE"
+ENV_CHUNKS: Final = "PERSEUS_CHUNKS"
 ENV_RANK: Final = "PERSEUS_RANK"  # global rank; `perseus_api.ranks` says its place
 ENV_RANK_ORDER: Final = "PERSEUS_RANK_ORDER"
 ENV_TORCH_RANK: Final = "RANK"  # what torchrun and PyTorchJob set
@@ -104,3 +108,8 @@ def frontier_config_map_name(name: str) -> str:
 def report_config_map_name(name: str) -> str:
     """Return the name of the ConfigMap with a job's books and report, beside the job."""
     return f"{name}-report"
+
+
+def orders_config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap of the orders that a job's ranks were seen to run, beside the job."""
+    return f"{name}-orders"

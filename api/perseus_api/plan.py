@@ -18,6 +18,7 @@ from perseus_api.encoding import decode, encode, validated
 from perseus_api.frontier import Joules, Megahertz, Order, Seconds, Watts, check_clocks
 
 SCHEMA_VERSION = 1
+Chunks = tuple[Annotated[int, Field(ge=0, le=255)], ...]
 
 
 class _Document(BaseModel):
@@ -121,6 +122,8 @@ class Plan(_Document):
         generation: grows with every change.
         first_iteration: training iteration from which it holds.
         order: by stage, the letters of its instructions in order of execution.
+        chunks: by stage, the model chunk of each instruction, so that an agent sees when training runs another one;
+            empty where ranks have one chunk. Microbatches are not told: no clock depends on them.
         variants: the assignments of clocks in use.
         pipelines: for each data-parallel pipeline, the index of its variant.
         tensor_parallel: GPUs of a stage; all of them run the same clocks.
@@ -135,6 +138,7 @@ class Plan(_Document):
     generation: Annotated[int, Field(ge=1, le=2**53)]
     first_iteration: Annotated[int, Field(ge=0, le=2**53)]
     order: Annotated[tuple[Order, ...], Field(min_length=1, max_length=256)]
+    chunks: Annotated[tuple[Chunks, ...], Field(max_length=256)] = ()
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=64)]
     pipelines: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -146,6 +150,8 @@ class Plan(_Document):
     def _consistent(self) -> Plan:
         for variant in self.variants:
             check_clocks(self.order, variant.clocks)
+        if self.chunks and [len(each) for each in self.chunks] != [len(order) for order in self.order]:
+            raise ValueError("chunks must be empty or have one entry for each instruction of order")
         if max(self.pipelines) >= len(self.variants):
             raise ValueError(f"pipelines names variant {max(self.pipelines)}; there are {len(self.variants)}")
         if self.sweep is not None:
@@ -177,9 +183,11 @@ class Plan(_Document):
     def encode(self) -> bytes:
         """Return the bytes for the plan ConfigMap's binaryData."""
         document = self.model_dump(mode="json", by_alias=True)
+        # An agent of an older version knows neither, and reads every other plan.
         if self.sweep is None:
-            # An agent of an older version knows no sweeps, and reads every other plan.
             del document["sweep"]
+        if not self.chunks:
+            del document["chunks"]
         return encode(document)
 
     @classmethod

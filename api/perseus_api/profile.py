@@ -70,6 +70,7 @@ class ProfileHeader(BaseModel):
         tensor_parallel: GPUs of one stage; energies are of one GPU.
         pipelines: data-parallel pipelines that trained.
         microbatches: of one iteration of one pipeline.
+        chunks: model chunks of each pipeline rank; rows are of stages x chunks virtual stages.
         schedule: name of the schedule that ran, if one did.
         model: label of the model, such as ``gpt3-175b``.
         image: image (with digest) of the training software.
@@ -89,6 +90,7 @@ class ProfileHeader(BaseModel):
     tensor_parallel: Degree = 1
     pipelines: Degree | None = None
     microbatches: Degree | None = None
+    chunks: Annotated[int, Field(ge=1, le=256)] = 1
     schedule: Text = ""
     model: Text = ""
     image: Text = ""
@@ -181,7 +183,11 @@ def _parse_rows(text: str) -> dict[tuple[int, Instruction], tuple[Measurement, .
                 f"the profile's first line must name the columns {','.join(REQUIRED_COLUMNS)}"
                 f" (optional: {','.join(OPTIONAL_COLUMNS)})"
                 + (f"; missing: {', '.join(missing)}" if missing else "")
-                + (f"; unknown: {', '.join(unknown)[:100]}" if unknown else "")
+                + (
+                    f"; unknown: {', '.join(each if each.isprintable() else repr(each) for each in unknown)[:100]}"
+                    if unknown
+                    else ""
+                )
             )
         found: dict[tuple[int, Instruction], dict[int, Measurement]] = {}
         for cells in reader:

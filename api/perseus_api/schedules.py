@@ -1,7 +1,8 @@
 """The names of pipeline schedules, as they stand in a PerseusJob's spec and in documents.
 
-Two lists, because the planner knows more than a job may ask for: `Schedule` is what can be planned, `JobSchedule` what
-the CRD accepts for ``spec.schedule``.
+Two lists: `Schedule` is what can be planned, `JobSchedule` what the CRD accepts for ``spec.schedule``. They differ in
+one word: orders that are given to the planner (`Schedule.CUSTOM`) are, for a job, those that its ranks were seen to run
+(`JobSchedule.RECORDED`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,17 @@ class Schedule(StrEnum):
 
 
 class JobSchedule(StrEnum):
-    """A schedule that a PerseusJob may name; each is also a `Schedule`, of the same value."""
+    """A schedule that a PerseusJob may name."""
 
     ONE_FORWARD_ONE_BACKWARD = Schedule.ONE_FORWARD_ONE_BACKWARD.value
     GPIPE = Schedule.GPIPE.value
+    INTERLEAVED_1F1B = Schedule.INTERLEAVED_1F1B.value
+    EARLY_RECOMPUTE_1F1B = Schedule.EARLY_RECOMPUTE_1F1B.value
+    ZB_H1 = Schedule.ZB_H1.value
+    ZBV = Schedule.ZBV.value
+    RECORDED = "Recorded"
+
+    @property
+    def planned(self) -> Schedule:
+        """The planner's word for it."""
+        return Schedule.CUSTOM if self is JobSchedule.RECORDED else Schedule(self.value)

@@ -142,7 +142,7 @@ def _run_windows(rig: Rig, clocks: tuple[int, ...], length: int) -> Measured:
     end = windows[-1].end
     while len(reports := rig.reports()) < rig.pipeline.stages or min(report.iteration for report in reports) <= end:
         time.sleep(0.5)
-    return merge(reports, "labels")
+    return merge(reports, "labels", rig.pipeline)
 
 
 def _is_wrong(node: SimulatedNode, found: Measured, clock: int) -> bool:

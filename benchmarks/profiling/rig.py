@@ -18,8 +18,10 @@ from pathlib import Path
 
 from perseus_api import names
 from perseus_api.measurements import NodeReport, RankReport
+from perseus_api.orders import PipelineOrders
 from perseus_api.plan import JobReference, Plan
 from perseus_api.profile import Profile
+from perseus_api.schedules import JobSchedule, Schedule
 from perseus_operator.profiling.sweeping import (
     Finished,
     Push,
@@ -33,7 +35,7 @@ from perseus_operator.profiling.sweeping import (
 from perseus_planner import Pipeline
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
-from perseus_simulator.workload.placement import ENV_PEER_ADDRESSES
+from perseus_simulator.workload.placement import ENV_ORDERS, ENV_PEER_ADDRESSES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "agent"))
 from agent_process import PLAN_NAME, AgentProcess, Kubelet, uid
@@ -62,9 +64,9 @@ class Rig:
     ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
     generation: int = 0
 
-    def reports(self) -> tuple[RankReport, ...]:
-        """Read the agent's page."""
-        page = self.agent.ask(do="measurements")["page"]
+    def reports(self, orders: bool = False) -> tuple[RankReport, ...]:
+        """Read the agent's page, with the orders that ranks run if these are wanted."""
+        page = self.agent.ask(do="measurements", orders=orders)["page"]
         return NodeReport.decode(page.encode()).ranks
 
     def push(self, plan: Plan) -> None:
@@ -81,21 +83,17 @@ class Rig:
         Raises:
             RuntimeError: nothing could be measured, or training ended; the text says why.
         """
-        orders = self.pipeline.orders()
         memory, running = SweepMemory(), None
         while True:
             if any(rank.poll() is not None for rank in self.ranks):
                 raise RuntimeError("a rank ended")
             reports = self.reports()
-            step = decide(orders, reports, measurement, running, settings, memory)
+            step = decide(self.pipeline, reports, measurement, running, settings, memory)
             if isinstance(step, Finished):
                 return step
             if isinstance(step, Push):
                 first = max(first_iteration, next_iteration(reports, time.time(), 0.3))
-                running = sweep_plan(
-                    JOB, orders, step, self.pipelines, self.pipeline.tensor_parallel, measurement,
-                    self.generation + 1, first,
-                )  # fmt: skip
+                running = sweep_plan(JOB, self.pipeline, step, self.pipelines, measurement, self.generation + 1, first)
                 self.push(running)
                 tell(f"iteration {first}: {step.message}; {step.iterations} iterations")
             elif not isinstance(step, Wait):
@@ -137,6 +135,7 @@ def running_job(
                 names.ENV_SOCKET: agent.path, names.ENV_JOB: "gpt", names.ENV_NAMESPACE: "research",
                 names.ENV_RANK: rank, names.ENV_STAGES: pipeline.stages, names.ENV_PIPELINES: pipelines,
                 names.ENV_MICROBATCHES: pipeline.microbatches, names.ENV_SCHEDULE: pipeline.schedule.value,
+                names.ENV_CHUNKS: pipeline.chunks, **_orders(pipeline),
                 names.ENV_GPU_UUID: node.gpus[rank].uuid, ENV_PEER_ADDRESSES: addresses,
             }  # fmt: skip
             rig.ranks.append(_start(rank, folder, {**environment, **{k: str(v) for k, v in variables.items()}}, agent))
@@ -148,6 +147,20 @@ def running_job(
         agent.kill()
         kubelet.stop()
         node.close()
+
+
+def _orders(pipeline: Pipeline) -> dict[str, str]:
+    """What a training is told that runs orders without a name."""
+    if pipeline.schedule is not Schedule.CUSTOM:
+        return {}
+    orders = pipeline.orders()
+    document = PipelineOrders(
+        order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        microbatches=tuple(tuple(step.microbatch for step in order) for order in orders),
+        chunks=tuple(tuple(step.chunk for step in order) for order in orders),
+        v_shape=pipeline.v_shape,
+    )
+    return {names.ENV_SCHEDULE: JobSchedule.RECORDED.value, ENV_ORDERS: document.model_dump_json(by_alias=True)}
 
 
 def _start(rank: int, folder: Path, environment: dict[str, str], agent: AgentProcess) -> subprocess.Popen[bytes]:

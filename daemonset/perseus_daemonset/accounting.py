@@ -18,6 +18,7 @@ from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan
 from perseus_daemonset.instructions import InstructionBooks
 from perseus_daemonset.measuring.measurer import Measurer
+from perseus_daemonset.ordering import OrderBooks
 
 MEASURED, PREDICTED = "measured", "predicted"
 _INSTRUCTION_END = BoundaryKind.INSTRUCTION_END
@@ -42,6 +43,7 @@ class RankAccount:
         measurer: measures instructions while a sweep runs; None before the first.
         instructions: how long they take.
         was_locked: whether the GPU was locked at some moment of this iteration.
+        order: in which they ran.
     """
 
     def __init__(self) -> None:
@@ -57,6 +59,7 @@ class RankAccount:
         self.begin_wall_seconds: float | None = None
         self.measurer: Measurer | None = None
         self.instructions = InstructionBooks()
+        self.order = OrderBooks()
         self._unlocked_joules = 0.0
         self._unlocked_seconds = 0.0
         self._unlocked_iterations = 0
@@ -97,6 +100,7 @@ class RankAccount:
             self._close(self._end[1], self._end[2], plan)
         self._begin = self._end = None
         self.instructions.interrupted()
+        self.order.interrupted()
 
     def locked(self) -> None:
         """The GPU is locked now."""

@@ -34,6 +34,7 @@ class RankPlan:
 
     Attributes:
         order: instructions by letter.
+        chunks: model chunk of each; empty where all are 0, or the plan does not say.
         clocks: of each, in MHz; 0 where it has none.
         seconds: what they take by the profile (`perseus_api.durations`).
         windows: of a sweep, in place of `clocks`; outside of them the GPU is unlocked.
@@ -53,6 +54,7 @@ class RankPlan:
     predicted_joules: float
     windows: tuple[RankWindow, ...] = ()
     measurement: str = ""
+    chunks: tuple[int, ...] = ()
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     upcoming: tuple[int, ...] = field(init=False)
     steps: tuple[str | None, ...] = field(init=False, repr=False, compare=False)
@@ -92,6 +94,7 @@ class RankPlan:
                 for window in (plan.sweep.windows if plan.sweep else ())
             ),
             measurement=plan.sweep.measurement if plan.sweep else "",
+            chunks=plan.chunks[stage] if plan.chunks else (),
         )
 
     def clocks_in(self, iteration: int) -> tuple[int, ...]:
@@ -200,7 +203,7 @@ class Follower:
         kind = boundary.kind
         if kind is _INSTRUCTION_BEGIN or kind is _INSTRUCTION_END:
             if self._in_iteration and not self._astray:
-                self._instruct(kind, boundary.instruction)
+                self._instruct(kind, boundary.instruction, boundary.chunk)
         elif kind is _ITERATION_BEGIN:
             self._begin(boundary.iteration)
         elif kind is _ITERATION_END:
@@ -234,13 +237,16 @@ class Follower:
             self._stray("broken", "an exception left the iteration")
         self._in_iteration = False
 
-    def _instruct(self, kind: BoundaryKind, instruction: Instruction | None) -> None:
+    def _instruct(self, kind: BoundaryKind, instruction: Instruction | None, chunk: int) -> None:
         plan = self._active or self._newest
         if plan is None or instruction is None:
             return
         expected = plan.steps[self._position]
         if instruction is not expected:
             self._stray("order" if expected else "surplus", f"{instruction.value} came where {_name(expected)}")
+        elif plan.chunks and chunk != plan.chunks[self._position]:
+            what = f"{instruction.value} of chunk {chunk}"
+            self._stray("order", f"{what} came where that of chunk {plan.chunks[self._position]} follows in the plan")
         elif kind is _INSTRUCTION_END:
             self._position += 1
             self.finished_order = plan.steps[self._position] is None

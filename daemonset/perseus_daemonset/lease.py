@@ -257,6 +257,7 @@ class Lease:
         for boundary, finished_order, before in taken:
             kind = boundary.kind
             account.instructions.take(boundary, before, plan)
+            account.order.take(boundary)
             if kind is _ITERATION_BEGIN:
                 # Of several at once only the newest meets the energy counter as it was when it began.
                 newest = next(each for each, _, _ in reversed(taken) if each.kind is _ITERATION_BEGIN)

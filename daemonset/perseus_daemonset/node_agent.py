@@ -89,9 +89,9 @@ class NodeAgent:
         ranks = [report_of(lease) for _, lease in self.registry.ranks()]
         return json.dumps({"ranks": ranks, "refusals": self.registry.refusals.counts}, indent=1).encode() + b"\n"
 
-    def measurements(self, namespace: str, job: str) -> bytes:
-        """Return what was measured of a job's ranks, as JSON."""
-        return self._reporter.page(namespace, job)
+    def measurements(self, namespace: str, job: str, orders: bool = False) -> bytes:
+        """Return what was measured of a job's ranks, as JSON, and the orders that they run if these are asked for."""
+        return self._reporter.page(namespace, job, orders)
 
     def end(self) -> None:
         """Serve nobody any more and give every clock back; what hangs is left to the journal."""

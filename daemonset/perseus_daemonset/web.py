@@ -14,7 +14,7 @@ from perseus_api import names
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 Check = Callable[[], str]  # "" when well, else what is wrong
-Measurements = Callable[[str, str], bytes]  # of a namespace and a job
+Measurements = Callable[[str, str, bool], bytes]  # of a namespace and a job; with the orders that ranks run
 
 
 def serve_pages(
@@ -39,7 +39,8 @@ def serve_pages(
                 self._answer(503 if problem else 200, (problem or "ok").encode() + b"\n", "text/plain")
             elif path == names.MEASUREMENTS_PATH:
                 asked = parse_qs(query)
-                body = measurements(asked.get("namespace", [""])[0], asked.get("job", [""])[0])
+                orders = asked.get("orders") == ["true"]
+                body = measurements(asked.get("namespace", [""])[0], asked.get("job", [""])[0], orders)
                 self._answer(200, body, "application/json")
             elif path == "/report":
                 self._answer(200, report(), "application/json")

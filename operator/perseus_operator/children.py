@@ -13,8 +13,12 @@ from typing import Any
 
 from perseus_api import names
 from perseus_api.job import PerseusJobSpec
+from perseus_api.schedules import JobSchedule
+from perseus_planner import Pipeline
 
+from perseus_operator.recording import Recorded
 from perseus_operator.settings import Settings
+from perseus_operator.shapes import pipeline_of_job
 
 Document = dict[str, Any]
 ANNOTATION_HASH = f"{names.GROUP}/content-hash"
@@ -26,7 +30,7 @@ ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
 ENV_CORRECTIONS = "PERSEUS_PROFILE_CORRECTIONS"
 CORRECTIONS_KEY = "corrections.json"
-PROFILE_FOLDER = "/profile"
+PROFILE_FOLDER, ORDERS_FOLDER = "/profile", "/orders"
 _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
 _KEEP_OPTIMISER_SECONDS = 3600
 
@@ -50,6 +54,31 @@ class Builder:
         self._settings = settings
         # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
         self.corrections = ""
+        self.recorded: Recorded | None = None  # what the ranks were seen to run, where that is what is planned
+        self.order_remark = ""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that is planned.
+
+        Raises:
+            ValueError: its order is not recorded yet.
+        """
+        if self.recorded is not None:
+            return self.recorded.pipeline
+        if self._spec.schedule is JobSchedule.RECORDED:
+            raise ValueError("the order that the ranks run is not known yet")
+        return pipeline_of_job(self._spec)
+
+    @property
+    def schedule(self) -> str:
+        """The schedule as profiles name it: recorded orders are told apart."""
+        name = self._spec.schedule.value
+        return f"{name}:{self.recorded.digest}" if self.recorded else name
+
+    def stamp(self, checksum: str) -> str:
+        """Return what identifies a profile and, where they were recorded, the orders that it is planned with."""
+        return f"{checksum}+{self.recorded.digest}" if self.recorded else checksum
 
     @property
     def optimiser_name(self) -> str:
@@ -105,7 +134,7 @@ class Builder:
     def optimiser_job(self, checksum: str, target: str, profile: str) -> Document:
         """Return the optimisation Job for a profile in a ConfigMap, and for the UID of the ConfigMap that it fills."""
         document = self._child("batch/v1", "Job", self.optimiser_job_name(checksum, target), COMPONENT_OPTIMISER)
-        container = {
+        container: Document = {
             "name": "optimiser",
             "image": self._settings.optimiser_image,
             "imagePullPolicy": self._settings.image_pull_policy,
@@ -129,6 +158,13 @@ class Builder:
                 {"name": "temporary", "mountPath": "/tmp"},  # noqa: S108 - in the pod
             ],
         }
+        volumes: list[Document] = [
+            {"name": "profile", "configMap": {"name": profile}},
+            {"name": "temporary", "emptyDir": {"sizeLimit": "64Mi"}},
+        ]
+        if self.recorded is not None:
+            container["volumeMounts"].append({"name": "orders", "mountPath": ORDERS_FOLDER, "readOnly": True})
+            volumes.append({"name": "orders", "configMap": {"name": names.orders_config_map_name(self.name)}})
         document["spec"] = {
             "backoffLimit": 2,
             "activeDeadlineSeconds": 3600,
@@ -146,10 +182,7 @@ class Builder:
                         "seccompProfile": {"type": "RuntimeDefault"},
                     },
                     "containers": [container],
-                    "volumes": [
-                        {"name": "profile", "configMap": {"name": profile}},
-                        {"name": "temporary", "emptyDir": {"sizeLimit": "64Mi"}},
-                    ],
+                    "volumes": volumes,
                 },
             },
         }
@@ -167,6 +200,19 @@ class Builder:
         document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_PROFILE
         document["metadata"]["annotations"] = facts
         document["data"] = {names.PROFILE_CSV_KEY: csv_text, names.PROFILE_HEADER_KEY: header_text}
+        return document
+
+    def orders_config_map(self, encoded: str, facts: dict[str, str]) -> Document:
+        """Return the ConfigMap of the orders that the ranks were seen to run.
+
+        Args:
+            encoded: them, in base64.
+            facts: annotations that tell when.
+        """
+        document = self._child("v1", "ConfigMap", names.orders_config_map_name(self.name), COMPONENT_OPTIMISER)
+        document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_ORDERS
+        document["metadata"]["annotations"] = facts
+        document["binaryData"] = {names.ORDERS_KEY: encoded}
         return document
 
     def service(self, component: str = COMPONENT_TRAINER) -> Document:
@@ -269,6 +315,7 @@ class Builder:
             names.ENV_MICROBATCHES: parallelism.microbatches,
             names.ENV_RANK_ORDER: parallelism.rank_order.value,
             names.ENV_SCHEDULE: self._spec.schedule.value,
+            names.ENV_CHUNKS: parallelism.chunks,
             names.ENV_COORDINATOR: f"{name}-0.{name}",
         }
         found: list[Document] = [{"name": name, "value": str(value)} for name, value in values.items()]
@@ -278,13 +325,18 @@ class Builder:
         return found
 
     def _shape(self) -> str:
-        parallelism = self._spec.parallelism
-        shape = {
-            "stages": parallelism.stages,
-            "microbatches": parallelism.microbatches,
-            "tensorParallel": parallelism.tensor_parallel,
-            "schedule": self._spec.schedule.value,
+        pipeline = self.pipeline
+        shape: Document = {
+            "stages": pipeline.stages,
+            "microbatches": pipeline.microbatches,
+            "tensorParallel": pipeline.tensor_parallel,
+            "schedule": pipeline.schedule.value,
         }
+        # What is as it always was stands as it always did: by it an optimisation Job is named.
+        if pipeline.chunks > 1:
+            shape["chunks"] = pipeline.chunks
+        if pipeline.v_shape:
+            shape["vShape"] = True
         return json.dumps(shape, sort_keys=True)
 
     def _labels(self, component: str) -> dict[str, str]:

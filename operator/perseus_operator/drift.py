@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from perseus_api.errors import DocumentError
 from perseus_api.instructions import Instruction
 from perseus_api.profile import Measurement, Profile
+from perseus_planner import Pipeline
 
 # A drift must be seen this often in a row, and after a correction the rates must forget what was before it.
 AGREEING_LOOKS = 3
@@ -42,7 +43,7 @@ class Corrections:
 
     Attributes:
         profile: checksum of the profile that they belong to.
-        factors: by stage and instruction.
+        factors: by stage (rank) and instruction.
     """
 
     profile: str
@@ -98,11 +99,16 @@ class Corrections:
         kept = {work: round(each, 3) for work, each in sorted(factors.items()) if abs(each - 1) > 0.005}
         return Corrections(self.profile, kept)
 
-    def apply(self, profile: Profile) -> Profile:
-        """Return the profile with corrected times and energies."""
+    def apply(self, profile: Profile, pipeline: Pipeline) -> Profile:
+        """Return the profile with corrected times and energies; a rank's factor holds for all of its chunks."""
+        ranks = {
+            pipeline.virtual_stage(rank, chunk): rank
+            for rank in range(pipeline.stages)
+            for chunk in range(pipeline.chunks)
+        }
 
         def corrected(work: Work, rows: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
-            factor = self.factors.get(work, 1.0)
+            factor = self.factors.get((ranks.get(work[0], -1), work[1]), 1.0)
             return tuple(
                 Measurement(each.frequency_megahertz, each.time_seconds * factor, each.energy_joules * factor)
                 for each in rows

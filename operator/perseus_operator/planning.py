@@ -54,6 +54,7 @@ def make_plan(
         generation=generation,
         first_iteration=first,
         order=frontier.order,
+        chunks=frontier.chunks,
         variants=variants,
         pipelines=assignment,
         tensor_parallel=spec.parallelism.tensor_parallel,

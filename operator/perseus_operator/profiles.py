@@ -14,8 +14,11 @@ from perseus_api.errors import DocumentError
 from perseus_api.instructions import Instruction
 from perseus_api.job import PerseusJobSpec
 from perseus_api.profile import Profile, parse_profile
+from perseus_api.schedules import JobSchedule
+from perseus_planner import Pipeline
 
 from perseus_operator.memory import Memory
+from perseus_operator.shapes import needed_rows, pipeline_of_job, rows_of_orders
 
 # Parsed profiles kept in memory: of the models that a cluster trains at one time.
 MAXIMUM_PROFILES = 64
@@ -127,26 +130,47 @@ def load_profile(
 
 
 def check_profile(spec: PerseusJobSpec, name: str, profile: Profile) -> None:
-    """Check that a ConfigMap's profile holds what a job needs.
+    """Check that a ConfigMap's profile holds what a job needs; for recorded orders see `check_orders`.
 
     Raises:
         ProfileProblem: it does not.
     """
-    stages = spec.parallelism.stages
+    if spec.schedule is JobSchedule.RECORDED:
+        return
+    pipeline = pipeline_of_job(spec)
+    _check_rows(pipeline, set(needed_rows(pipeline, spec.schedule)), spec.schedule.value, name, profile)
+
+
+def check_orders(pipeline: Pipeline, name: str, profile: Profile) -> None:
+    """Check that a ConfigMap's profile holds what the ranks were seen to run.
+
+    Raises:
+        ProfileProblem: it does not.
+    """
+    _check_rows(pipeline, rows_of_orders(pipeline), JobSchedule.RECORDED.value, name, profile)
+
+
+def _check_rows(
+    pipeline: Pipeline, rows: set[tuple[int, Instruction]], schedule: str, name: str, profile: Profile
+) -> None:
+    stages = pipeline.virtual_stages
     if stages > profile.stages:
+        asked = f"spec.parallelism.stages is {stages}"
+        if pipeline.chunks > 1:
+            asked = f"the job has {stages} virtual stages ({pipeline.stages} stages x {pipeline.chunks} chunks)"
         raise ProfileProblem(
             Reason.PROFILE_TOO_SMALL,
-            f"spec.parallelism.stages is {stages}, but the profile in ConfigMap {name} has {profile.stages} stages; "
+            f"{asked}, but the profile in ConfigMap {name} has {profile.stages} stages; "
             "measure the others, or lower spec.parallelism.stages",
         )
-    for stage in range(stages):
-        for instruction in (Instruction.FORWARD, Instruction.BACKWARD):
-            if (stage, instruction) not in profile.measurements:
-                raise ProfileProblem(
-                    Reason.PROFILE_INVALID,
-                    f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}; measure it at two "
-                    "clocks or more",
-                )
+    for stage, instruction in sorted(rows):
+        if (stage, instruction) not in profile.measurements:
+            how = "at two clocks or more" if instruction.has_clock else "once, with the frequency 0"
+            raise ProfileProblem(
+                Reason.PROFILE_INVALID,
+                f"ConfigMap {name}: the profile has no {instruction.value} of stage {stage}, which spec.schedule "
+                f"{schedule} runs; measure it {how}",
+            )
 
 
 def profile_checksum(csv_text: str, header_text: str) -> str:

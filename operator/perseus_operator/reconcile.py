@@ -13,6 +13,7 @@ from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec, ProfilingMode
+from perseus_api.schedules import JobSchedule
 
 from perseus_operator import logs, metrics
 from perseus_operator.accounts import Accounts
@@ -20,11 +21,12 @@ from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, PERSEUS_JOB, Api
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
-from perseus_operator.profiles import ProfileProblem
+from perseus_operator.profiles import LoadedProfile, ProfileProblem, check_orders
 from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.settings import Settings
 from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
+from perseus_operator.steps.order import OrderStep
 from perseus_operator.steps.plan import PlanStep
 from perseus_operator.steps.pods import ProfilingPods
 from perseus_operator.steps.profile import ProfileStep
@@ -52,6 +54,7 @@ class Reconciler:
         self._frontier = FrontierStep(api, monitor.take_drift)
         self._profile = ProfileStep(api, settings, agents)
         self._pods = ProfilingPods(api)
+        self._order = OrderStep(api, agents)
         self._plan = PlanStep(api, settings, monitor, agents)
         self._account = AccountStep(api, accounts)
         self._status = StatusStep(api)
@@ -105,6 +108,7 @@ class Reconciler:
         metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
         self._monitor.forget(key)
         self._profile.forget(key)
+        self._order.forget(key)
         self._account.forget(key)
         self._waits.pop(key, None)
 
@@ -172,11 +176,34 @@ class Reconciler:
         tell_profile(visit, visit.profile)
         if spec.profiling.mode is ProfilingMode.PODS:
             await self._pods.remove(builder)
-        frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
-        running = await self._workload(visit, builder, spec)
+        if spec.schedule is JobSchedule.RECORDED:
+            # What is planned is what runs: training comes first.
+            running = await self._workload(visit, builder, spec)
+            if not await self._has_orders(visit, builder, spec, visit.profile, running):
+                await self._account.bring_about(visit, builder)
+                return
+            frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+        else:
+            frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+            running = await self._workload(visit, builder, spec)
         if frontier is not None:
             await self._plan.bring_about(visit, builder, spec, frontier, running)
         await self._account.bring_about(visit, builder)
+
+    async def _has_orders(
+        self, visit: Visit, builder: Builder, spec: PerseusJobSpec, profile: LoadedProfile, running: bool
+    ) -> bool:
+        """Bring the order that the ranks run; return whether it is known and the profile holds it."""
+        pods = await trainer_pods(self._api, builder.namespace, builder.name) if running else []
+        if not await self._order.bring_about(visit, builder, spec, pods, Condition.FRONTIER_READY):
+            return False
+        try:
+            check_orders(builder.pipeline, profile.name, profile.profile)
+        except ProfileProblem as problem:
+            visit.story.say(Condition.PROFILE_VALID, False, problem.reason, str(problem))
+            visit.settled = False
+            return False
+        return True
 
     async def _workload(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> bool:
         """Have the training pods run, or look at those of the user's own workload; return whether they do."""
@@ -191,6 +218,10 @@ class Reconciler:
         else:
             running = await self._workload(visit, builder, spec)
             pods = await trainer_pods(self._api, builder.namespace, builder.name) if running else []
+        if spec.schedule is JobSchedule.RECORDED and running:
+            visit.measuring = True
+            if not await self._order.bring_about(visit, builder, spec, pods, Condition.PROFILE_VALID):
+                return
         await self._profile.measure(visit, builder, spec, pods, running)
 
     async def _hold(self, job: Document) -> None:

@@ -23,8 +23,11 @@ _BAD = {
 }  # fmt: skip
 # Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
 ON_ITS_WAY = frozenset(
-    {Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.RANK_TWICE, Reason.WAITING}
-)
+    {
+        Reason.PODS_STARTING, Reason.WAITING_FOR_AGENTS, Reason.MEASURING_BASELINE, Reason.RANK_TWICE, Reason.WAITING,
+        Reason.RECORDING,
+    }
+)  # fmt: skip
 _MAXIMUM_EVENT_MESSAGE = 1000
 
 

@@ -46,7 +46,8 @@ class Visit:
         findings: of the stragglers, the slowest first.
         profile: once loaded.
         frontier: once computed.
-        measuring: whether a sweep goes on, which no event tells of either: it is looked at steadily.
+        measuring: whether a sweep goes on, or the order of the ranks is waited for, which no event tells of either: it
+            is looked at steadily.
         ended: outcome of training and when it ended (wall-clock seconds), once it has.
         totals: accounted since the job began, as last written down.
         report: for the status, once training has ended and all is counted.

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from perseus_planner.loops import njit
+from perseus_planner.loops import inner, loop
 
 Integers = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int32]
@@ -37,7 +37,7 @@ _ROOT, _ORPHAN = -1, -2
 _FIRST, _WAITING, _MOVED, _CHANGED, _SIZE = range(5)
 
 
-@njit(cache=True)
+@inner
 def _heap_push(keys: Integers, items: Indices, size: int, key: int, item: int) -> int:  # pragma: no cover
     place = size
     while place > 0:
@@ -50,7 +50,7 @@ def _heap_push(keys: Integers, items: Indices, size: int, key: int, item: int) -
     return size + 1
 
 
-@njit(cache=True)
+@inner
 def _heap_pop(keys: Integers, items: Indices, size: int) -> int:  # pragma: no cover
     """Remove the first entry, which the caller has read; return the new size."""
     size -= 1
@@ -70,7 +70,7 @@ def _heap_pop(keys: Integers, items: Indices, size: int) -> int:  # pragma: no c
     return size
 
 
-@njit(cache=True)
+@inner
 def _heap_compact(keys: Integers, items: Indices, size: int, ends: Indices, tree: Bytes) -> int:  # pragma: no cover
     """Drop entries that no longer cross the cut; return the heap's new size."""
     kept = 0
@@ -81,7 +81,7 @@ def _heap_compact(keys: Integers, items: Indices, size: int, ends: Indices, tree
     return kept
 
 
-@njit(cache=True)
+@inner
 def _enqueue(node: int, queue: Indices, queued: Flags, counters: Integers) -> None:  # pragma: no cover
     if not queued[node]:
         queued[node] = True
@@ -90,7 +90,7 @@ def _enqueue(node: int, queue: Indices, queued: Flags, counters: Integers) -> No
         counters[_WAITING] += 1
 
 
-@njit(cache=True)
+@inner
 def _grow(
     start: Indices, to: Indices, steps: Indices, weights: Integers, potentials: Integers, tree: Bytes, parent: Indices,
     queue: Indices, queued: Flags, changed: Indices, is_changed: Flags, counters: Integers,
@@ -142,7 +142,7 @@ def _grow(
     return -1
 
 
-@njit(cache=True)
+@inner
 def _drop(
     fallen: Indices, lost: int, start: Indices, to: Indices, steps: Indices, weights: Integers, potentials: Integers,
     tree: Bytes, parent: Indices, queue: Indices, queued: Flags, changed: Indices, is_changed: Flags,
@@ -197,7 +197,7 @@ def _drop(
             break
 
 
-@njit(cache=True)
+@inner
 def _crossing(
     keys: Integers, items: Indices, start: Indices, to: Indices, steps: Indices, weights: Integers,
     potentials: Integers, tree: Bytes, changed: Indices, is_changed: Flags, counters: Integers,
@@ -226,7 +226,10 @@ def _crossing(
     counters[_SIZE] = size
 
 
-@njit(cache=True, nogil=True)
+@loop(
+    "Tuple((i8[::1],i8[::1],i8[:,::1],i8[:,::1],i8))"
+    "(i8[::1],i8[::1],i8[::1],i8[::1],i8,i8[::1],i8[::1],i8[::1],i8[::1],i8[::1],i8[::1])"
+)
 def descend(
     tails: Integers, heads: Integers, out_start: Integers, outs: Integers, activities: int, hull_first: Integers,
     hull_end: Integers, lengths: Integers, cumulative: Integers, potentials: Integers, targets: Integers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from perseus_api.schedules import Schedule
 
@@ -84,25 +85,9 @@ class Pipeline:
         if self.orders_given is not None:
             return self.orders_given
         try:
-            return tuple(self._order(rank) for rank in range(self.stages))
+            return _orders(self.schedule, self.stages, self.microbatches, self.chunks)
         except ValueError as error:
             raise PipelineError(str(error)) from None
-
-    def _order(self, rank: int) -> Order:
-        place = (rank, self.stages, self.microbatches)
-        match self.schedule:
-            case Schedule.GPIPE:
-                return generators.gpipe(*place)
-            case Schedule.INTERLEAVED_1F1B:
-                return generators.interleaved(*place, self.chunks)
-            case Schedule.EARLY_RECOMPUTE_1F1B:
-                return generators.early_recompute(*place)
-            case Schedule.ZB_H1:
-                return generators.zb_h1(*place, self.chunks)
-            case Schedule.ZBV:
-                return generators.zbv(*place)
-            case _:
-                return generators.one_forward_one_backward(*place)
 
     def _check_given(self, given: tuple[Order, ...]) -> None:
         if len(given) != self.stages:
@@ -117,3 +102,25 @@ class Pipeline:
                         f"chunk {step.chunk}: the pipeline has {self.microbatches} microbatches and {self.chunks} "
                         f"chunks"
                     )
+
+
+@lru_cache(maxsize=4)
+def _orders(schedule: Schedule, stages: int, microbatches: int, chunks: int) -> tuple[Order, ...]:
+    """The orders of a schedule that has a name. While a job is measured they are asked for again and again."""
+    return tuple(_order(schedule, (rank, stages, microbatches), chunks) for rank in range(stages))
+
+
+def _order(schedule: Schedule, place: tuple[int, int, int], chunks: int) -> Order:
+    match schedule:
+        case Schedule.GPIPE:
+            return generators.gpipe(*place)
+        case Schedule.INTERLEAVED_1F1B:
+            return generators.interleaved(*place, chunks)
+        case Schedule.EARLY_RECOMPUTE_1F1B:
+            return generators.early_recompute(*place)
+        case Schedule.ZB_H1:
+            return generators.zb_h1(*place, chunks)
+        case Schedule.ZBV:
+            return generators.zbv(*place)
+        case _:
+            return generators.one_forward_one_backward(*place)

@@ -25,7 +25,7 @@ Integers = npt.NDArray[np.int64]
 DEFAULT_PLANS = 320
 MAXIMUM_CLOCKS = 800_000  # of all plans together: keeps the document below a ConfigMap's size
 MAXIMUM_BREAKPOINTS = 2048
-FRONTIER_SEARCH_STEPS = 1_500_000  # of all plans together: about four seconds
+FRONTIER_SEARCH_STEPS = 1_500_000  # of all plans together: two or three seconds
 POWER_ATTEMPTS = 8
 _MOMENT = 1_000_000  # ps: the energies of two times so far apart differ by more than rounding
 
@@ -165,6 +165,8 @@ def frontier(
             microbatches=pipeline.microbatches,
             tensor_parallel=pipeline.tensor_parallel,
             schedule=pipeline.schedule,
+            chunks=pipeline.chunks,
+            v_shape=pipeline.v_shape,
         ),
         profile_checksum=profile_checksum,
         blocking_power_watts=problem.watts[0] if alike else sum(problem.watts) / len(problem.watts),
@@ -188,8 +190,8 @@ def _plans(problem: Problem, swept: Sweep, targets: Integers, search_steps: int)
     best = np.inf
     for index in reversed(range(len(targets))):
         target = int(targets[index])
-        # The plan without slowdown is the one that most jobs run all the time: it gets a tenth of the search.
-        steps = search_steps // (10 if target == problem.shortest else len(targets))
+        # The plan without slowdown is the one that most jobs run all the time: it gets a fifth of the search.
+        steps = search_steps // (5 if target == problem.shortest else len(targets))
         options = problem.realise(swept, index, target, steps)
         cost = problem.cost_joules(options)
         if cost < best:

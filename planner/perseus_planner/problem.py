@@ -18,7 +18,7 @@ from perseus_api.profile import Profile
 
 from perseus_planner.costs import PICOSECONDS, cost_table
 from perseus_planner.dag import build_dag
-from perseus_planner.errors import PlanningError
+from perseus_planner.errors import UnfitProfile
 from perseus_planner.fixed import transferring, with_fixed
 from perseus_planner.pipeline import Pipeline
 from perseus_planner.realise import realise
@@ -67,7 +67,7 @@ class Problem:
         """Build the graph and the costs.
 
         Raises:
-            PlanningError: the profile lacks a stage or an instruction.
+            UnfitProfile: the profile lacks a stage or an instruction.
         """
         self.profile = profile
         self.pipeline = pipeline
@@ -195,7 +195,7 @@ class Problem:
         """Check that no path is so long that integers overflow."""
         slowest = np.array([max(each.time_seconds for each in self.profile.measurements[key]) for key in self.dag.keys])
         if float(slowest[self.dag.kind].sum()) > MAXIMUM_SECONDS:
-            raise PlanningError(
+            raise UnfitProfile(
                 f"the pipeline's instructions take more than {MAXIMUM_SECONDS:g} s together: the profile's times are "
                 "in seconds; measure again"
             )
@@ -220,12 +220,12 @@ class Problem:
             else:
                 remedy = (
                     f"it has {profile.stages} stages, the pipeline {pipeline.stages}; "
-                    "measure it, or lower spec.parallelism.stages"
+                    "measure it, or lower the number of stages"
                 )
-            raise PlanningError(f"{place}: {remedy}")
+            raise UnfitProfile(f"{place}: {remedy}")
         listed = len(profile.header.stage_gpus)
         if 0 < listed < pipeline.stages:
-            raise PlanningError(
+            raise UnfitProfile(
                 f"the profile header's stageGpus lists the GPUs of {listed} ranks, the pipeline has {pipeline.stages}; "
                 "add the others"
             )

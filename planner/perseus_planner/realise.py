@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from perseus_planner.costs import CostTable
 from perseus_planner.dag import Dag
-from perseus_planner.loops import njit
+from perseus_planner.loops import loop
 from perseus_planner.search import improve
 from perseus_planner.sweep import finish_times
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 PRICE_STEPS = 11
-SEARCH_STEPS = 250_000  # of a plan that is looked at closely: half a second to a second
-LEAST_EFFORT, MOST_EFFORT = 4.0, 800.0
+SEARCH_STEPS = 300_000  # of a plan that is looked at closely: half a second
+LEAST_EFFORT, MOST_EFFORT = 4.0, 1600.0
 
 
 def realise(
@@ -55,9 +55,9 @@ def realise(
     if finish_times(dag.before_start, dag.before, picoseconds[first]).max() > limit_picoseconds:
         raise ValueError("the limit is shorter than the fastest measured plan")
     room = events[1::2] - events[0::2]
-    chosen = _rounded(first, end, picoseconds, joules, prices, room)
+    chosen = rounded(first, end, picoseconds, joules, prices, room)
     for price in np.linspace(1.0, 0.0, PRICE_STEPS):
-        _spend(
+        spend(
             dag.before_start, dag.before, dag.after_start, dag.after, chosen, end, picoseconds, joules,
             price * prices, limit_picoseconds,
         )  # fmt: skip
@@ -65,8 +65,8 @@ def realise(
     return improve(dag, costs, chosen - first, events[0::2], prices, limit_picoseconds, bound_joules, effort)
 
 
-@njit(cache=True)
-def _rounded(
+@loop("i8[::1](i8[::1],i8[::1],i8[::1],f8[::1],f8[::1],i8[::1])")
+def rounded(
     first: Integers, end: Integers, picoseconds: Integers, joules: Numbers, prices: Numbers, room: Integers
 ) -> Integers:  # pragma: no cover
     """Return, for each node, the option that fits its room and costs least with its time paid for."""
@@ -84,8 +84,8 @@ def _rounded(
     return chosen
 
 
-@njit(cache=True)
-def _spend(
+@loop("void(i8[::1],i8[::1],i8[::1],i8[::1],i8[::1],i8[::1],i8[::1],f8[::1],f8[::1],i8)")
+def spend(
     before_start: Integers, before: Integers, after_start: Integers, after: Integers, chosen: Integers, end: Integers,
     picoseconds: Integers, joules: Numbers, prices: Numbers, limit: int,
 ) -> None:  # fmt: skip  # pragma: no cover

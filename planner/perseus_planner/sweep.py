@@ -18,7 +18,7 @@ import numpy.typing as npt
 from perseus_planner.costs import NANOWATTS, PICOSECONDS, CostTable
 from perseus_planner.dag import Dag
 from perseus_planner.descent import descend
-from perseus_planner.loops import njit
+from perseus_planner.loops import loop
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -118,7 +118,7 @@ def _traversals(tails: Integers, heads: Integers, nodes: int) -> tuple[Integers,
     return start, np.argsort(origins, kind="stable").astype(np.int64)
 
 
-@njit(cache=True)
+@loop("i8[::1](i8[::1],i8[::1],i8[::1])")
 def finish_times(before_start: Integers, before: Integers, picoseconds: Integers) -> Integers:  # pragma: no cover
     """Return when each node ends if everything begins as early as it can; nodes are in topological order."""
     ends = np.empty(len(picoseconds), dtype=np.int64)

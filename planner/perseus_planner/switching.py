@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from perseus_planner.loops import njit
+from perseus_planner.loops import inner, loop
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -105,7 +105,7 @@ def bounded(
         hasty = prices + haste * (prices + prices.mean())
         for nodes in ranks:
             clocks[nodes] = _lane(lanes, nodes, hasty, most, dead, switch_joules)
-        time = _time(before_start, before, lanes.durations, previous, fixed_durations, clocks, dead, ends)
+        time = switched_time(before_start, before, lanes.durations, previous, fixed_durations, clocks, dead, ends)
         return clocks, time <= limit
 
     best = np.full(len(prices), -1, dtype=np.int64)
@@ -127,9 +127,9 @@ def bounded(
                     chosen, high = clocks, middle
                 else:
                     low = middle
-        cost = _settle(
+        cost = move_segments(
             before_start, before, lanes.start, lanes.nodes, lanes.durations, lanes.joules, previous, fixed_durations,
-            chosen, np.int64(limit), np.int64(dead), float(switch_joules), max(10, _NODE_VISITS // len(prices)),
+            chosen, int(limit), int(dead), float(switch_joules), max(10, _NODE_VISITS // len(prices)),
             allowed,
         )  # fmt: skip
         if cost < least:
@@ -155,7 +155,7 @@ def _lane(lanes: Lanes, nodes: Integers, prices: Numbers, allowed: int, dead: in
     switch = switch_joules + prices[nodes] * dead
 
     def tried(price: float) -> tuple[Integers, int]:
-        path: Integers = _viterbi(value, switch + price)
+        path: Integers = cheapest_path(value, switch + price)
         return path, int((path != np.roll(path, 1)).sum())
 
     best, count = tried(0.0)
@@ -174,8 +174,8 @@ def _lane(lanes: Lanes, nodes: Integers, prices: Numbers, allowed: int, dead: in
     return best
 
 
-@njit(cache=True)
-def _viterbi(value: Numbers, switch: Numbers) -> Integers:  # pragma: no cover
+@loop("i8[::1](f8[:,::1],f8[::1])")
+def cheapest_path(value: Numbers, switch: Numbers) -> Integers:  # pragma: no cover
     """Return the clocks of least value when each change of clock before node n costs switch[n]."""
     nodes, clocks = value.shape
     total = value[0].copy()
@@ -197,11 +197,12 @@ def _viterbi(value: Numbers, switch: Numbers) -> Integers:  # pragma: no cover
     return path
 
 
-@njit(cache=True)
-def _time(
+@loop("i8(i8[::1],i8[::1],i8[:,::1],i8[::1],i8[::1],i8[::1],i8,i8[::1])")
+def switched_time(
     before_start: Integers, before: Integers, durations: Integers, previous: Integers, fixed: Integers,
     clocks: Integers, dead: int, ends: Integers,
 ) -> int:  # fmt: skip  # pragma: no cover
+    """Return the longest path when each change of clock delays; the ends of nodes go into `ends`."""
     longest = 0
     for node in range(len(ends)):
         begin = np.int64(0)
@@ -217,7 +218,7 @@ def _time(
     return longest
 
 
-@njit(cache=True)
+@inner
 def _cost(
     start: Integers, nodes: Integers, joules: Numbers, clocks: Integers, switch_joules: float, rank: int
 ) -> tuple[float, int]:  # pragma: no cover
@@ -235,7 +236,7 @@ def _cost(
     return total, switches
 
 
-@njit(cache=True)
+@inner
 def _can(durations: Integers, nodes: Integers, low: int, high: int, clock: int) -> bool:  # pragma: no cover
     """Whether all nodes of a stretch were measured at a clock."""
     for place in range(low, high):  # noqa: SIM110 - numba compiles no all()
@@ -244,7 +245,7 @@ def _can(durations: Integers, nodes: Integers, low: int, high: int, clock: int) 
     return True
 
 
-@njit(cache=True)
+@inner
 def _insert(
     before_start: Integers, before: Integers, start: Integers, nodes: Integers, durations: Integers, joules: Numbers,
     previous: Integers, fixed: Integers, clocks: Integers, limit: int, dead: int, switch_joules: float, visits: int,
@@ -277,7 +278,7 @@ def _insert(
                         new_cost, new_switches = _cost(start, nodes, joules, clocks, switch_joules, rank)
                         used += 1
                         good = new_switches <= allowed and (
-                            _time(before_start, before, durations, previous, fixed, clocks, dead, ends) <= limit
+                            switched_time(before_start, before, durations, previous, fixed, clocks, dead, ends) <= limit
                         )
                         for place in range(first, end):
                             clocks[nodes[place]] = clock
@@ -293,8 +294,8 @@ def _insert(
     return best_low >= 0, used
 
 
-@njit(cache=True, nogil=True)
-def _settle(
+@loop("f8(i8[::1],i8[::1],i8[::1],i8[::1],i8[:,::1],f8[:,::1],i8[::1],i8[::1],i8[::1],i8,i8,f8,i8,i8)")
+def move_segments(
     before_start: Integers, before: Integers, start: Integers, nodes: Integers, durations: Integers, joules: Numbers,
     previous: Integers, fixed: Integers, clocks: Integers, limit: int, dead: int, switch_joules: float, visits: int,
     allowed: int,
@@ -339,7 +340,7 @@ def _settle(
                     new_cost, new_switches = _cost(start, nodes, joules, clocks, switch_joules, rank)
                     if new_cost < best_cost and new_switches <= max(allowed, switches):
                         visits -= 1
-                        if _time(before_start, before, durations, previous, fixed, clocks, dead, ends) <= limit:
+                        if switched_time(before_start, before, durations, previous, fixed, clocks, dead, ends) <= limit:
                             best_cost, best_low, best_high, best_clock = new_cost, first, end, other
                     for place in range(first, end):
                         clocks[nodes[place]] = saved[nodes[place]]

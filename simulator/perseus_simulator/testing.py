@@ -8,8 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from perseus_api.instructions import Instruction
@@ -59,11 +60,23 @@ def simulator_environment(node: SimulatedNode) -> dict[str, str]:
     }
 
 
-def example_profile(stages: int = 2, seconds: float = 0.05) -> Profile:
-    """A small profile: time goes with 1/clock, power with clock squared above the blocking power (80 W)."""
+WHOLE = {Instruction.FORWARD: 1.0, Instruction.BACKWARD: 2.0}
+SPLIT = {Instruction.FORWARD: 1.0, Instruction.BACKWARD_INPUT: 1.1, Instruction.BACKWARD_WEIGHT: 0.9}
+
+
+def example_profile(
+    stages: int = 2, seconds: float = 0.05, instructions: Mapping[Instruction, float] = MappingProxyType(WHOLE)
+) -> Profile:
+    """A small profile: time goes with 1/clock, power with clock squared above the blocking power (80 W).
+
+    Args:
+        stages: parts of the model.
+        seconds: what a forward of the first takes at the highest clock.
+        instructions: what there is of each stage, and how long it takes in forwards.
+    """
     measurements: dict[tuple[int, Instruction], tuple[Measurement, ...]] = {}
     for stage in range(stages):
-        for instruction, factor in ((Instruction.FORWARD, 1.0), (Instruction.BACKWARD, 2.0)):
+        for instruction, factor in instructions.items():
             entries = []
             for clock in (1410, 1200, 1005, 810):
                 time = seconds * factor * (1 + 0.1 * stage) * 1410 / clock

@@ -106,7 +106,8 @@ def serve(folder: Path, rate: float) -> None:
                 case "withdraw":
                     agent.plans.remove(command["name"])
                 case "measurements":
-                    print(json.dumps({"page": agent.measurements("research", "gpt").decode()}), flush=True)
+                    page = agent.measurements("research", "gpt", bool(command.get("orders")))
+                    print(json.dumps({"page": page.decode()}), flush=True)
                     continue
                 case "stop":
                     break

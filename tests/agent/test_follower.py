@@ -188,3 +188,31 @@ def test_a_letter_of_a_later_version_is_nothing_that_this_trainer_can_do() -> No
     follower.offer(rank_plan(order="FZ"))
     assert iteration(follower, 1) == [810, 1005, None, None]
     assert follower.mismatch == "iteration 1, instruction 1: backward came where Z follows in the plan"
+
+
+def chunked(follower: Follower, number: int, chunks: tuple[int, ...]) -> list[int | None]:
+    """Drive an iteration of forwards and backwards of chunks; the wishes after each instruction's end."""
+    follower.follow(Boundary(BEGIN, number, 0))
+    wishes = []
+    for instruction, chunk in zip("FFBB", chunks, strict=True):
+        told = (Instruction.from_code(instruction), 0, chunk)
+        follower.follow(Boundary(BoundaryKind.INSTRUCTION_BEGIN, number, 0, *told))
+        wishes.append(follower.follow(Boundary(BoundaryKind.INSTRUCTION_END, number, 0, *told)))
+    follower.follow(Boundary(END, number, 0))
+    return wishes
+
+
+def test_another_chunk_than_the_plans_is_another_order_though_the_letters_are_the_same() -> None:
+    follower = Follower()
+    clocks = (810, 825, 1005, 1020)
+    follower.offer(RankPlan(1, 1, "FFBB", clocks, 80.0, 1.0, 5.0, chunks=(0, 1, 1, 0)))
+    assert chunked(follower, 1, (0, 1, 1, 0)) == [825, 1005, 1020, 810]
+    assert chunked(follower, 2, (0, 1, 0, 1)) == [825, 1005, None, None]
+    assert follower.mismatch_kind == "order"
+    assert "instruction 2: backward of chunk 0 came where that of chunk 1 follows" in follower.mismatch
+
+
+def test_a_plan_that_says_no_chunks_is_followed_whatever_they_are() -> None:
+    follower = Follower()
+    follower.offer(rank_plan(order="FFBB", clocks=(810, 825, 1005, 1020)))
+    assert chunked(follower, 1, (0, 1, 1, 0)) == [825, 1005, 1020, 810]

@@ -23,12 +23,12 @@ BLOCKING_WATTS = 80.0
 ORDER = (FORWARD, FORWARD, BACKWARD, FORWARD, BACKWARD, BACKWARD)
 
 
-def seconds(instruction: Instruction, clock: int) -> float:
-    return (0.03 if instruction is FORWARD else 0.07) * 1410 / clock
+def seconds(instruction: Instruction, clock: int, chunk: int = 0) -> float:
+    return (0.03 if instruction is FORWARD else 0.07) * (1 + chunk / 2) * 1410 / clock
 
 
-def watts(instruction: Instruction, clock: int) -> float:
-    return (200 if instruction is FORWARD else 260) * (clock / 1410) ** 2 + 60
+def watts(instruction: Instruction, clock: int, chunk: int = 0) -> float:
+    return (200 if instruction is FORWARD else 260) * (1 - chunk / 4) * (clock / 1410) ** 2 + 60
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Device:
     next_look: int = SECOND
     cap: int | None = None
     ran: dict[tuple[Instruction, int], int] = field(default_factory=dict)
+    chunks: tuple[int, ...] = (0,) * len(ORDER)
 
     def request(self, clock: int | None) -> None:
         if clock != self.requested:
@@ -68,16 +69,16 @@ class Device:
         self.joules += step / SECOND * power
         self.now += step
 
-    def spend(self, instruction: Instruction | None, share: float = 1.0) -> None:
+    def spend(self, instruction: Instruction | None, share: float = 1.0, chunk: int = 0) -> None:
         """Run an instruction (None: wait for 20 ms), in small steps so that a clock that changes is felt."""
         done = 0.0
         while done < share:
             clock = self.clock()
             step = MILLISECOND // 4
-            needed = 0.02 if instruction is None else seconds(instruction, clock)
+            needed = 0.02 if instruction is None else seconds(instruction, clock, chunk)
             rest = round((share - done) * needed * SECOND)
             step = min(step, max(rest, 1))
-            power = BLOCKING_WATTS if instruction is None else watts(instruction, clock)
+            power = BLOCKING_WATTS if instruction is None else watts(instruction, clock, chunk)
             self.burn(step, power)
             done += step / SECOND / needed if step < rest else share
             if self.now >= self.next_look:
@@ -88,12 +89,12 @@ class Device:
         work = (clock,) * len(ORDER)
         self.measurer.boundary(Boundary(BoundaryKind.ITERATION_BEGIN, number, self.now), work)
         self.request(clock)
-        for index, instruction in enumerate(ORDER):
+        for index, (instruction, chunk) in enumerate(zip(ORDER, self.chunks, strict=True)):
             self.spend(None, share=0.5 + index % 3)
-            boundary = (number, self.now, instruction, index)
-            self.measurer.boundary(Boundary(BoundaryKind.INSTRUCTION_BEGIN, *boundary), work)
-            self.spend(instruction)
-            self.measurer.boundary(Boundary(BoundaryKind.INSTRUCTION_END, number, self.now, instruction, index), work)
+            told = (instruction, index, chunk)
+            self.measurer.boundary(Boundary(BoundaryKind.INSTRUCTION_BEGIN, number, self.now, *told), work)
+            self.spend(instruction, chunk=chunk)
+            self.measurer.boundary(Boundary(BoundaryKind.INSTRUCTION_END, number, self.now, *told), work)
         self.spend(None)
         self.measurer.boundary(Boundary(BoundaryKind.ITERATION_END, number, self.now), work)
 
@@ -152,6 +153,23 @@ def test_a_clock_that_the_device_does_not_hold_has_no_rows_and_is_reported() -> 
     rows, _ = device.measurer.rows()
     assert rows == ()
     assert device.measurer.not_held[1410] > 0
+
+
+def test_the_chunks_of_a_rank_are_told_apart() -> None:
+    device = Device(Measurer("m"), 0, chunks=(0, 1, 1, 0, 0, 1))
+    number = steady(device)
+    for clock in (1410, 1200):
+        for _ in range(60):
+            device.iteration(number, clock)
+            number += 1
+    rows, blocking = device.measurer.rows()
+    kinds = {(row.instruction, row.chunk, row.frequency_megahertz) for row in rows}
+    assert kinds == {(each, chunk, clock) for each in (FORWARD, BACKWARD) for chunk in (0, 1) for clock in (1410, 1200)}
+    for row in rows:
+        known = row.instruction, row.frequency_megahertz, row.chunk
+        assert row.time_seconds == pytest.approx(seconds(*known), rel=1e-3)
+        assert row.energy_joules == pytest.approx(seconds(*known) * watts(*known), rel=0.01)
+    assert [row.watts for row in blocking] == [pytest.approx(BLOCKING_WATTS, rel=0.01)] * 2
 
 
 def test_nothing_counts_while_the_chip_warms_up() -> None:

@@ -35,6 +35,7 @@ def plans(draw: st.DrawFn) -> Plan:
             "generation": draw(st.integers(1, 2**53)),
             "firstIteration": draw(st.integers(0, 2**53)),
             "order": orders,
+            "chunks": draw(st.sampled_from([[], [[index % 3 for index in range(len(order))] for order in orders]])),
             "variants": variants,
             "pipelines": draw(st.lists(st.integers(0, len(variants) - 1), min_size=1, max_size=3)),
             "baseline": {"iterationSeconds": 1.0, "stageJoules": [5.0] * len(orders), "blockingPowerWatts": 80.0},
@@ -178,3 +179,17 @@ def test_a_bomb_is_not_inflated() -> None:
     assert len(bomb) < MAXIMUM_COMPRESSED_BYTES
     with pytest.raises(DocumentError, match="inflates to more"):
         Plan.decode(bomb)
+
+
+def test_chunks_are_told_only_where_there_are_any() -> None:
+    """An agent of an older version knows no such field, and reads every other plan."""
+    plain = Plan.model_validate(content())
+    assert b"chunks" not in gzip.decompress(plain.encode())
+    chunked = Plan.model_validate({**content(), "chunks": [[0, 1, 1, 0], [0, 0, 1, 1]]})
+    assert Plan.decode(chunked.encode()).chunks == ((0, 1, 1, 0), (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("chunks", [[[0, 1, 1, 0]], [[0, 1, 1], [0, 0, 1, 1]], [[0, 1, 1, 256], [0, 0, 1, 1]]])
+def test_chunks_that_do_not_stand_beside_the_order_are_refused(chunks: list[list[int]]) -> None:
+    with pytest.raises(DocumentError, match="chunks"):
+        Plan.decode(encode({**content(), "chunks": chunks}))

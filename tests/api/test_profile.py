@@ -94,11 +94,13 @@ def test_a_bad_row_is_named_with_its_remedy(rows: str, sentence: str) -> None:
         ("stage,instruction,frequency,time\n", "missing: energy"),
         (COLUMNS.replace("time", "duration"), "missing: time; unknown: duration"),
         ("\n", "must name the columns"),
+        ('stage,"a\n\nb"\n', r"unknown: 'a\\n\\nb'$"),
     ],
 )
-def test_wrong_columns_are_named(columns: str, sentence: str) -> None:
-    with pytest.raises(DocumentError, match=sentence):
+def test_wrong_columns_are_named_in_one_line(columns: str, sentence: str) -> None:
+    with pytest.raises(DocumentError, match=sentence) as caught:
         parse_profile(columns + GOOD, HEADER)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from demo.picture import draw_run
-from demo.scenario import HOT_SLOWDOWN, Run
+from demo.scenario import HOT_SLOWDOWN, JOB, MEASURED_EXAMPLE, Run
+from testbed.execution import wait_until
+from testbed.installation import Installation
 
 pytestmark = pytest.mark.cluster
 BEYOND_A_SCRAPE_SECONDS = 2.0
+MAXIMUM_SWEEP_SLOWDOWN_PERCENT = 10.0  # spec.profiling.maxSlowdownPercent of the example
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,12 @@ def test_the_story_ran_on_a_real_kubernetes_with_sixteen_gpus(report: dict[str, 
     assert report["gpus"] == 16
     assert [phase["name"] for phase in report["phases"]] == ["baseline", "planned", "straggler", "recovered"]
     assert all(phase["iterations"] >= 3 for phase in report["phases"])
+
+
+def test_the_profile_was_measured_while_the_job_trained(report: dict[str, Any]) -> None:
+    assert report["profiling"]["clocks"] >= 5
+    assert report["profiling"]["iterations_lost"] == 0
+    assert 0 < report["profiling"]["slowdown_percent"] <= MAXIMUM_SWEEP_SLOWDOWN_PERCENT
 
 
 def test_the_plan_saves_at_least_fourteen_percent(report: dict[str, Any]) -> None:
@@ -84,3 +93,14 @@ def test_clocks_were_changed_and_none_is_left_locked(report: dict[str, Any]) -> 
 
 def test_deletion_leaves_no_object(report: dict[str, Any]) -> None:
     assert report["objects_left"] == []
+
+
+def test_the_next_job_of_its_kind_finds_the_profile(installation: Installation, report: dict[str, Any]) -> None:
+    folder = str(installation.overlay(MEASURED_EXAMPLE))
+    installation.kubectl("apply", "-n", "default", "-k", folder)
+    source = ("get", "perseusjob", JOB, "-n", "default", "-o", "jsonpath={.status.profile.source}")
+    try:
+        wait_until("the profile", lambda: installation.kubectl(*source) != "", timeout_seconds=120, period_seconds=1)
+        assert installation.kubectl(*source) == "Cached"
+    finally:
+        installation.kubectl("delete", "-n", "default", "-k", folder, "--timeout=60s")

@@ -74,6 +74,7 @@ def valid_job() -> Document:
                 "pipelines": 2,
                 "tensorParallel": 1,
                 "microbatches": 12,
+                "chunks": 1,
                 "rankOrder": "PipelineStageTensor",
             },
             "schedule": "1F1B",
@@ -277,6 +278,10 @@ def _consistent(document: Document, place: Place) -> Document:
         for name in ("stages", "pipelines", "tensorParallel"):
             if name != place[2]:
                 spec["parallelism"][name] = 1
+        if place[2] == "chunks":
+            spec["schedule"] = "ZBH1"
+    if place == ("spec", "schedule"):
+        spec["parallelism"]["chunks"] = {"Interleaved1F1B": 3, "ZBV": 2, "ZBH1": 2}.get(spec["schedule"], 1)
     return document
 
 

@@ -63,6 +63,8 @@ def referring(workload: str) -> dict[str, Any]:
     return job
 
 
+DIVISIBLE = (("spec.parallelism.microbatches", 16),)
+
 # By the beginning of each rule's message: what keeps it, what breaks it, and whether breaking it takes an update.
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "metadata.name must be lower-case": (
@@ -94,6 +96,31 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "spec.parallelism asks for more than 100000 ranks": (
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1000)),
         changed(("spec.parallelism.stages", 100), ("spec.parallelism.pipelines", 1001)),
+        False,
+    ),
+    "spec.parallelism cuts the model into more than 256": (
+        changed(("spec.schedule", "ZBH1"), ("spec.parallelism.stages", 64), ("spec.parallelism.chunks", 4)),
+        changed(("spec.schedule", "ZBH1"), ("spec.parallelism.stages", 64), ("spec.parallelism.chunks", 5)),
+        False,
+    ),
+    "spec.parallelism.chunks must be 2 or more for spec.schedule Interleaved1F1B": (
+        changed(("spec.schedule", "Interleaved1F1B"), ("spec.parallelism.chunks", 2), *DIVISIBLE),
+        changed(("spec.schedule", "Interleaved1F1B"), ("spec.parallelism.chunks", 1), *DIVISIBLE),
+        False,
+    ),
+    "spec.parallelism.chunks must be 2 for spec.schedule ZBV": (
+        changed(("spec.schedule", "ZBV"), ("spec.parallelism.chunks", 2)),
+        changed(("spec.schedule", "ZBV"), ("spec.parallelism.chunks", 3)),
+        False,
+    ),
+    "spec.parallelism.chunks must be 1 for spec.schedule 1F1B": (
+        changed(("spec.schedule", "EarlyRecompute1F1B"), ("spec.parallelism.chunks", 1)),
+        changed(("spec.schedule", "EarlyRecompute1F1B"), ("spec.parallelism.chunks", 2)),
+        False,
+    ),
+    "spec.parallelism.microbatches must divide into equal rounds": (
+        changed(("spec.schedule", "ZBH1"), ("spec.parallelism.chunks", 2), ("spec.parallelism.microbatches", 18)),
+        changed(("spec.schedule", "ZBH1"), ("spec.parallelism.chunks", 2), ("spec.parallelism.microbatches", 17)),
         False,
     ),
     "spec.schedule cannot be changed": (changed(), changed(("spec.schedule", "GPipe")), True),
@@ -153,6 +180,7 @@ def test_what_is_left_out_is_filled_with_defaults(ask: Ask) -> None:
     least = changed(
         ("spec.suspend", None), ("spec.schedule", None), ("spec.objective", None), ("spec.straggler", None),
         ("spec.accounting", None), ("spec.parallelism.tensorParallel", None), ("spec.template.metadata", None),
+        ("spec.parallelism.chunks", None),
         ("spec.profiling", None), ("spec.mode", None),
     )  # fmt: skip
     assert ask("POST", CREATE, least) == ""

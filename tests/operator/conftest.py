@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from harness.scenario import Stage
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bare import BareCluster
+from measured import Agents
 from training import MetricsPage
 
 from harness.prometheus_server import PrometheusServer
@@ -47,6 +48,20 @@ def operator(bare: BareCluster) -> Iterator[OperatorProcess]:
     process.start()
     yield process
     process.kill()
+
+
+@pytest.fixture
+def agents(bare: BareCluster, home: str) -> Iterator[Callable[[str], Agents]]:
+    """Make the agents of a job that measure a known device."""
+    made: list[Agents] = []
+
+    def make(job: str = "train") -> Agents:
+        made.append(Agents(bare, home, job))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
 
 
 @pytest.fixture(scope="session")

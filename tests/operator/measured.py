@@ -9,12 +9,13 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from typing import Any
 
 from bare import SYSTEM, BareCluster
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.measurements import BlockingRow, InstructionRow, NodeReport, RankReport
+from perseus_api.measurements import BlockingRow, InstructionRow, NodeReport, RankOrder, RankReport
 from perseus_simulator.testing import example_profile
 
 CLOCKS = tuple(range(1410, 800, -15))
@@ -22,6 +23,7 @@ IMAGE = "registry/trainer@sha256:" + "1" * 64
 ITERATION_SECONDS = 0.05
 PIECE_BYTES = 1400
 BLOCKING_WATTS = 80.0
+_WITH_ORDERS = "&orders=true"
 TRUTH = example_profile()
 
 
@@ -44,6 +46,8 @@ class Agents:
         self.asked = 0
         self.node = f"node-{namespace}-{job}"
         self.driver = "580"
+        self.orders: list[RankOrder] = []
+        self.strangers: dict[tuple[int, int], RankOrder] = {}
         self._lowest: dict[str, dict[int, int]] = {}
         pages = self
 
@@ -84,8 +88,10 @@ class Agents:
 
     def page(self, path: str) -> bytes:
         """What the agent answers: rows of every clock whose windows have begun."""
-        if path != f"{names.MEASUREMENTS_PATH}?namespace={self.namespace}&job={self.job}":
+        wanted = f"{names.MEASUREMENTS_PATH}?namespace={self.namespace}&job={self.job}"
+        if path.removesuffix(_WITH_ORDERS) != wanted:
             return b""
+        with_orders = path.endswith(_WITH_ORDERS)
         self.asked += 1
         iteration = int((time.time() - self.begun) / ITERATION_SECONDS)
         plan = self.bare.plan(self.namespace, self.job)
@@ -99,7 +105,9 @@ class Agents:
                     measured[clock] = window.end
         return NodeReport(
             ranks=tuple(
-                self._rank(pipeline, stage, iteration, measurement, tuple(measured))
+                self._rank(pipeline, stage, iteration, measurement, tuple(measured)).model_copy(
+                    update={"order": self._order(pipeline, stage) if with_orders else None}
+                )
                 for pipeline in range(self.pipelines)
                 for stage in range(2)
             )
@@ -110,15 +118,22 @@ class Agents:
         self._server.shutdown()
         self._server.server_close()
 
+    def _order(self, pipeline: int, stage: int) -> RankOrder | None:
+        """What a rank runs: what the test says, of all or of this one."""
+        return self.strangers.get((pipeline, stage), self.orders[stage] if self.orders else None)
+
     def _rank(self, pipeline: int, stage: int, iteration: int, measurement: str, clocks: tuple[int, ...]) -> RankReport:
         rows = []
+        order = self._order(pipeline, stage)
+        chunks = sorted(set(order.chunks)) if order and order.chunks else [0]
         for clock in clocks:
-            for instruction in (Instruction.FORWARD, Instruction.BACKWARD):
+            for instruction, chunk in product((Instruction.FORWARD, Instruction.BACKWARD), chunks):
                 seconds, joules = cost(stage, instruction, clock)
                 rows.append(
                     InstructionRow(
-                        instruction=instruction, frequency_megahertz=clock, samples=20, time_seconds=seconds,
-                        time_stderr=seconds / 1000, energy_joules=joules, energy_stderr=joules / 500,
+                        instruction=instruction, chunk=chunk, frequency_megahertz=clock, samples=20,
+                        time_seconds=seconds, time_stderr=seconds / 1000, energy_joules=joules,
+                        energy_stderr=joules / 500,
                     )
                 )  # fmt: skip
         waits = [

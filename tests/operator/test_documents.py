@@ -71,7 +71,7 @@ def test_the_workload_keeps_the_users_template_and_adds_the_variables() -> None:
     assert [each["value"] for each in main["env"] if each["name"] == names.ENV_STAGES] == ["mine"]
     assert {each["name"] for each in side["env"]} == {
         names.ENV_RANK, names.ENV_STAGES, names.ENV_PIPELINES, names.ENV_TENSOR_PARALLEL, names.ENV_MICROBATCHES,
-        names.ENV_SCHEDULE, names.ENV_COORDINATOR, names.ENV_RANK_ORDER,
+        names.ENV_SCHEDULE, names.ENV_CHUNKS, names.ENV_COORDINATOR, names.ENV_RANK_ORDER,
     }  # fmt: skip
     assert template["spec"]["subdomain"] == builder().service()["metadata"]["name"]
 

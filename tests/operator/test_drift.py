@@ -12,6 +12,7 @@ from perseus_api import names
 from perseus_api.errors import DocumentError
 from perseus_api.instructions import Instruction
 from perseus_api.profile import parse_profile
+from perseus_api.schedules import Schedule
 from perseus_operator.children import ENV_CHECKSUM, ENV_CORRECTIONS, ENV_SHAPE
 from perseus_operator.drift import (
     AGREEING_LOOKS,
@@ -26,6 +27,8 @@ from perseus_operator.drift import (
 from perseus_operator.optimiser.main import compute
 from perseus_operator.profiles import profile_checksum
 from perseus_operator.prometheus import read_drifts
+from perseus_planner import Pipeline
+from perseus_simulator.testing import SPLIT, example_profile
 
 from harness.objects import HEADER, csv_of
 
@@ -125,3 +128,14 @@ def test_the_optimisation_pod_makes_the_frontier_of_corrected_times(
     monkeypatch.setenv(ENV_CHECKSUM, plain.profile_checksum)
     with pytest.raises(DocumentError, match="changed while it was optimised"):
         compute(tmp_path)
+
+
+def test_a_ranks_drift_corrects_all_of_its_chunks() -> None:
+    pipeline = Pipeline(2, 4, Schedule.ZBV, chunks=2)
+    profile = example_profile(4, instructions=SPLIT)
+    corrected = Corrections("p").times({(0, Instruction.FORWARD): 1.2}).apply(profile, pipeline)
+    grown = {
+        key for key, rows in corrected.measurements.items()
+        if rows[0].time_seconds == pytest.approx(1.2 * profile.measurements[key][0].time_seconds)
+    }  # fmt: skip
+    assert grown == {(0, Instruction.FORWARD), (3, Instruction.FORWARD)}, "in V shape rank 0 holds the ends"

@@ -34,20 +34,6 @@ def home(bare: BareCluster) -> Iterator[str]:
         bare.kubectl("delete", job, "-n", name, "--timeout=60s")
 
 
-@pytest.fixture
-def agents(bare: BareCluster, home: str) -> Iterator[Callable[[str], Agents]]:
-    """Make the agents of a job."""
-    made: list[Agents] = []
-
-    def make(job: str = "train") -> Agents:
-        made.append(Agents(bare, home, job))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop()
-
-
 def unprofiled(name: str = "train", labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     """A job without a profile."""
     job = perseus_job(name, accounting={"baselineIterations": 3}, **spec)

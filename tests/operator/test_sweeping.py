@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from perseus_api.plan import JobReference, Plan
 from perseus_api.profile import parse_profile
 from perseus_api.schedules import Schedule
 from perseus_operator.profiling.bounds import iteration_time, iterations_between, slowdown_at
+from perseus_operator.profiling.cache import fingerprint, subject_of
 from perseus_operator.profiling.choosing import RISES, next_clocks
 from perseus_operator.profiling.document import Subject, profile_csv, profile_header
 from perseus_operator.profiling.merging import Key, Row, merge
@@ -25,10 +28,10 @@ from perseus_operator.profiling.sweeping import (
     decide,
     sweep_plan,
 )
-from perseus_planner import Pipeline
+from perseus_planner import Pipeline, frontier
 
 CLOCKS = tuple(range(1410, 205, -15))
-ORDERS = Pipeline(2, 4).orders()
+PIPELINE = Pipeline(2, 4)
 JOB = JobReference(namespace="team", name="train", uid="uid-1")
 CHEAPEST = 1080
 KEYS: tuple[Key, ...] = tuple(
@@ -68,12 +71,12 @@ def play(settings: SweepSettings, error: float = 0.001) -> tuple[Finished | Hope
     clocks: list[int] = []
     while True:
         reports = [report(rank, clocks, 10_000 * (len(rounds) + 1), error) for rank in range(4)]
-        step = decide(ORDERS, reports, "m", running, settings, memory)
+        step = decide(PIPELINE, reports, "m", running, settings, memory)
         if isinstance(step, (Finished, Hopeless)):
             return step, rounds
         assert isinstance(step, Push), step
         rounds.append(step)
-        running = sweep_plan(JOB, ORDERS, step, 2, 1, "m", len(rounds), 1)
+        running = sweep_plan(JOB, PIPELINE, step, 2, "m", len(rounds), 1)
         clocks = sorted({*clocks, *step.clocks})
         assert len(rounds) < 200
 
@@ -102,11 +105,11 @@ def test_the_adaptive_sweep_measures_at_most_a_third_of_that() -> None:
 def test_a_slow_iteration_and_those_that_follow_it_keep_the_bound(
     clock: int, bound: float, microbatches: int, schedule: str
 ) -> None:
-    orders = Pipeline(2, microbatches, Schedule(schedule)).orders()
+    pipeline = Pipeline(2, microbatches, Schedule(schedule))
     measured = {1410: {key: row(key, 1410) for key in KEYS}}
-    slowdown = slowdown_at(orders, clock, 1410, measured)
-    real = iteration_time(orders, clock, {clock: {key: row(key, clock) for key in KEYS}})
-    assert real <= iteration_time(orders, 1410, measured) * (1 + slowdown) * 1.000001, "never longer than predicted"
+    slowdown = slowdown_at(pipeline, clock, 1410, measured)
+    real = iteration_time(pipeline, clock, {clock: {key: row(key, clock) for key in KEYS}})
+    assert real <= iteration_time(pipeline, 1410, measured) * (1 + slowdown) * 1.000001, "never longer than predicted"
     assert slowdown / (1 + iterations_between(slowdown, bound)) <= bound
 
 
@@ -114,7 +117,7 @@ def test_the_windows_of_a_round_keep_the_bound_on_average() -> None:
     _, rounds = play(SweepSettings(bound=0.05))
     measured = {1410: {key: row(key, 1410) for key in KEYS}}
     for each in rounds[1:]:
-        extra = sum(count * slowdown_at(ORDERS, clock, 1410, measured) for clock, count in each.windows)
+        extra = sum(count * slowdown_at(PIPELINE, clock, 1410, measured) for clock, count in each.windows)
         assert extra / each.iterations <= 0.05
 
 
@@ -133,46 +136,46 @@ def test_what_more_rounds_do_not_make_exact_is_taken_as_it_is_if_usable() -> Non
 
 def test_a_round_is_waited_for_until_every_rank_has_passed_it() -> None:
     memory = SweepMemory()
-    push = decide(ORDERS, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
+    push = decide(PIPELINE, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
     assert isinstance(push, Push)
-    plan: Plan = sweep_plan(JOB, ORDERS, push, 2, 1, "m", 1, 100)
+    plan: Plan = sweep_plan(JOB, PIPELINE, push, 2, "m", 1, 100)
     assert plan.sweep is not None
     late = [report(rank, [1410], plan.sweep.end - (rank == 3)) for rank in range(4)]
-    assert isinstance(decide(ORDERS, late, "m", plan, SweepSettings(), memory), Wait)
+    assert isinstance(decide(PIPELINE, late, "m", plan, SweepSettings(), memory), Wait)
     assert memory.tried == {}, "what is still running is not judged"
     done = [report(rank, [1410], plan.sweep.end) for rank in range(4)]
-    assert isinstance(decide(ORDERS, done, "m", plan, SweepSettings(), memory), Push)
+    assert isinstance(decide(PIPELINE, done, "m", plan, SweepSettings(), memory), Push)
 
 
 def test_chips_that_still_warm_up_are_waited_for_and_not_held_against_a_clock() -> None:
     memory, running = SweepMemory(), None
     for turn in range(2 * ATTEMPTS):
         cold = [report(rank, [], 10_000 * (turn + 1), steady=rank > 0) for rank in range(4)]
-        push = decide(ORDERS, cold, "m", running, SweepSettings(), memory)
+        push = decide(PIPELINE, cold, "m", running, SweepSettings(), memory)
         assert isinstance(push, Push)
         assert push.clocks == (1410,)
-        running = sweep_plan(JOB, ORDERS, push, 2, 1, "m", turn + 1, 1)
+        running = sweep_plan(JOB, PIPELINE, push, 2, "m", turn + 1, 1)
 
 
 def test_a_clock_that_the_devices_do_not_hold_is_given_up_at_once() -> None:
     memory = SweepMemory()
-    push = decide(ORDERS, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
+    push = decide(PIPELINE, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), memory)
     assert isinstance(push, Push)
-    running = sweep_plan(JOB, ORDERS, push, 2, 1, "m", 1, 1)
+    running = sweep_plan(JOB, PIPELINE, push, 2, "m", 1, 1)
     capped = [report(rank, [], 10_000, not_held={1410: 5}) for rank in range(4)]
-    again = decide(ORDERS, capped, "m", running, SweepSettings(), memory)
+    again = decide(PIPELINE, capped, "m", running, SweepSettings(), memory)
     assert isinstance(again, Push)
     assert again.clocks == (1395,)
 
 
 def test_a_stage_without_an_agent_is_named() -> None:
-    step = decide(ORDERS, [report(0, [])], "m", None, SweepSettings(), SweepMemory())
+    step = decide(PIPELINE, [report(0, [])], "m", None, SweepSettings(), SweepMemory())
     assert step == Wait("no agent reports a rank of stage 1 yet")
 
 
 def test_replicas_are_averaged_and_another_measurements_rows_are_not_taken() -> None:
     reports = [report(0, [1410]), report(2, [1410]), report(1, [1410], measurement="old")]
-    measured = merge(reports, "m")
+    measured = merge(reports, "m", PIPELINE)
     assert set(measured.rows[1410]) == {(0, Instruction.FORWARD), (0, Instruction.BACKWARD)}
     assert measured.rows[1410][0, Instruction.FORWARD].samples == 40
     assert measured.blocking["A100"][1410].watts == pytest.approx(80)
@@ -198,3 +201,58 @@ def test_a_device_with_few_clocks_is_measured_whole() -> None:
     rows = {clock: {key: row(key, clock) for key in KEYS} for clock in (1410, 1200, 1005)}
     assert next_clocks((1410, 1200, 1005), rows, 80.0, frozenset(), True) == []
     assert next_clocks((1410, 1200, 1005), {}, 80.0, frozenset(), True) == [1410]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "instructions"),
+    [
+        (Schedule.INTERLEAVED_1F1B, (Instruction.FORWARD, Instruction.BACKWARD)),
+        (Schedule.ZBV, (Instruction.FORWARD, Instruction.BACKWARD_INPUT, Instruction.BACKWARD_WEIGHT)),
+    ],
+)
+def test_ranks_with_several_chunks_become_a_profile_of_virtual_stages(
+    schedule: Schedule, instructions: tuple[Instruction, ...]
+) -> None:
+    pipeline = Pipeline(2, 4, schedule, chunks=2)
+
+    def told(rank: int, clocks: list[int], iteration: int) -> RankReport:
+        rows = tuple(
+            InstructionRow(
+                instruction=each, chunk=chunk, frequency_megahertz=clock, samples=20, time_seconds=found.time_seconds,
+                time_stderr=found.time_stderr, energy_joules=found.energy_joules, energy_stderr=found.energy_stderr,
+            )
+            for clock in clocks for chunk in (0, 1) for each in instructions
+            for found in [row((pipeline.virtual_stage(rank % 2, chunk), each), clock)]
+        )  # fmt: skip
+        return report(rank, clocks, iteration, rows=rows)
+
+    memory, running, clocks, rounds = SweepMemory(), None, list[int](), 0
+    while True:
+        reports = [told(rank, clocks, 10_000 * (rounds + 1)) for rank in range(4)]
+        step = decide(pipeline, reports, "m", running, SweepSettings(), memory)
+        if isinstance(step, Finished):
+            break
+        assert isinstance(step, Push), step
+        rounds += 1
+        running = sweep_plan(JOB, pipeline, step, 2, "m", rounds, 1)
+        assert running.chunks == tuple(tuple(each.chunk for each in order) for order in pipeline.orders())
+        clocks = sorted({*clocks, *step.clocks})
+    subject = Subject(("A100", "A100"), "580", 1, 2, 4, schedule.value, chunks=2)
+    header = profile_header(step.measured, subject, "1")
+    assert header is not None
+    profile = parse_profile(profile_csv(step.measured), header.model_dump_json(by_alias=True, exclude_defaults=True))
+    assert set(profile.measurements) == {(stage, each) for stage in range(4) for each in instructions}
+    for key, entries in profile.measurements.items():
+        for each in entries:
+            expected = row(key, each.frequency_megahertz)
+            assert (each.time_seconds, each.energy_joules) == pytest.approx(
+                (expected.time_seconds, expected.energy_joules)
+            )
+    made = frontier(profile, pipeline, plans=5)
+    assert (made.shape.stages, made.shape.chunks) == (2, 2)
+    assert subject_of(profile.header) == subject
+
+
+def test_another_number_of_chunks_is_other_circumstances() -> None:
+    known = Subject(("A100", "A100"), "580", 1, 2, 4, "ZBH1", "tiny", "image@sha256:1")
+    assert fingerprint(known) != fingerprint(replace(known, chunks=2))

@@ -6,6 +6,7 @@ Whatever the bytes, a loader returns or raises its one kind of error: anything e
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,32 @@ with atheris.instrument_imports(include=["perseus_api", "perseus_planner"]):
     from perseus_planner.given import load_orders
 
 _CSV = "stage,instruction,frequency,time,energy\n0,forward,1000,1,1\n0,forward,900,2,0.9\n"
+
+
+class _Dice:
+    """Values drawn by chance, the bytes being the seed: compiled code checks documents and guides no fuzzer."""
+
+    def __init__(self, data: bytes) -> None:
+        self._random = random.Random(data)
+
+    def ConsumeBool(self) -> bool:  # noqa: N802
+        return self._random.random() < 0.5
+
+    def ConsumeIntInRange(self, low: int, high: int) -> int:  # noqa: N802
+        return self._random.randint(low, high)
+
+    def ConsumeFloat(self) -> float:  # noqa: N802
+        return self._random.choice([0.0, -1.0, 1e-300, 1e300, float("inf"), self._random.uniform(-1, 1e6)])
+
+    def PickValueInList(self, values: list[Any]) -> Any:  # noqa: N802
+        return self._random.choice(values)
+
+    def ConsumeUnicodeNoSurrogates(self, count: int) -> str:  # noqa: N802
+        return "".join(chr(self._random.choice([10, 13, 0, 34, 955, 128512, 97])) for _ in range(count))
+
+
+def _source(data: bytes) -> Any:
+    return _Dice(data) if len(data) % 4 else atheris.FuzzedDataProvider(data)
 
 
 _HEADER_KEYS = ["gpuModel", "blockingPowerWatts", "stageGpus", "stages", "tensorParallel", "schedule", "model", "x"]
@@ -50,7 +77,7 @@ def _profile(data: bytes) -> None:
 
 
 def _header(data: bytes) -> None:
-    source = atheris.FuzzedDataProvider(data)
+    source = _source(data)
     if source.ConsumeBool():
         parse_profile(_CSV, data.decode(errors="replace"), None)
     entries = {key: _json(source, _HEADER_KEYS) for key in _HEADER_KEYS if source.ConsumeBool()}
@@ -58,7 +85,7 @@ def _header(data: bytes) -> None:
 
 
 def _orders(data: bytes) -> None:
-    source = atheris.FuzzedDataProvider(data)
+    source = _source(data)
     if source.ConsumeBool():
         load_orders(data)
     letters, numbers = [], []
@@ -75,7 +102,7 @@ def _orders(data: bytes) -> None:
 
 
 def _frontier(data: bytes) -> None:
-    source = atheris.FuzzedDataProvider(data)
+    source = _source(data)
     if source.ConsumeBool():
         Frontier.decode(data)
     document = {key: _json(source, _FRONTIER_KEYS) for key in _FRONTIER_KEYS if source.ConsumeBool()}

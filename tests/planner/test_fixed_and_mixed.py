@@ -71,7 +71,7 @@ def test_all_numbers_are_true_with_fixed_instructions_and_mixed_gpus(
     profile = with_measured(profile_for(pipeline, seed, clocks=4), fixed)
     if mixed:
         profile = with_gpus(profile, *random.uniform(30, 150, size=stages).tolist())
-    found = frontier(profile, pipeline, plans=8)
+    found = frontier(profile, pipeline, plans=8, search_steps=2_000)
     for each in (found.fastest, *found.plans):
         seconds, joules = play(profile, pipeline, orders_of(found), each.clocks)
         assert each.iteration_seconds == pytest.approx(seconds, rel=1e-6)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.messages import Boundary, BoundaryKind, Verdict, Welcome
+from perseus_api.messages import Boundary, BoundaryKind, ChunkPlacement, Verdict, Welcome
 from perseus_api.ranks import RankOrder
 from perseus_trainer import Rank
 from perseus_trainer.environment import EnvironmentProblem
@@ -64,6 +64,22 @@ def test_the_agent_is_told_who_trains_and_each_boundary_in_its_order(agent_side:
     assert instants == sorted(instants)
     assert begin <= instants[1] <= inside <= instants[2]
     assert instants[-1] <= end
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [(None, ChunkPlacement.UNKNOWN), (False, ChunkPlacement.LOOP), (True, ChunkPlacement.V)]
+)
+def test_how_chunks_lie_is_told_when_an_iteration_begins(
+    said: bool | None, told: ChunkPlacement, agent_side: AgentSide, rank: Rank
+) -> None:
+    session = perseus_trainer.connect(rank, str(agent_side.path), v_shape=said)
+    connection = agent_side.serve()
+    eventually(lambda: session.connected, "the session is connected")
+    with session.iteration():
+        pass
+    assert shape(read(connection)) == (BoundaryKind.ITERATION_BEGIN, 0, None, 0, told)
+    assert shape(read(connection)) == (BoundaryKind.ITERATION_END, 0, None, 0, 0)
     session.close()
 
 

@@ -15,16 +15,29 @@ from agent_side import DEADLINE_SECONDS, AgentSide, read
 from perseus_api import names
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind, Verdict, Welcome
+from perseus_api.schedules import Schedule
+from perseus_planner import Pipeline
 from perseus_simulator.node import SimulatedNode
-from perseus_simulator.testing import NodeFactory, simulator_environment
+from perseus_simulator.testing import SPLIT, WHOLE, NodeFactory, example_profile, simulator_environment
 from perseus_simulator.workload.main import EXIT_PEER_LOST, EXIT_TERMINATED
-from perseus_simulator.workload.placement import ENV_PEER_ADDRESSES
+from perseus_simulator.workload.placement import ENV_ORDERS, ENV_PEER_ADDRESSES
 
 STAGES, PIPELINES, MICROBATCHES, RANKS = 2, 2, 3, 4
 START_SECONDS = 45.0  # Python's start on a busy machine
 ORDERS = {
     "1F1B": {0: "F0 F1 B0 F2 B1 B2", 1: "F0 B0 F1 B1 F2 B2"},
     "GPipe": {0: "F0 F1 F2 B0 B1 B2", 1: "F0 F1 F2 B0 B1 B2"},
+}
+# Two chunks on each rank: instruction, chunk and microbatch, such as F1.0.
+CHUNKED_ORDERS = {
+    "Interleaved1F1B": {
+        0: "F0.0 F0.1 F1.0 F1.1 B1.0 B1.1 B0.0 B0.1",
+        1: "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 B0.0 B0.1",
+    },
+    "ZBV": {
+        0: "F0.0 F0.1 F1.0 I1.0 W1.0 F1.1 I1.1 W1.1 I0.0 W0.0 I0.1 W0.1",
+        1: "F0.0 F1.0 F0.1 F1.1 I1.0 W1.0 I0.0 W0.0 I1.1 W1.1 I0.1 W0.1",
+    },
 }
 
 Rank = subprocess.Popen[str]
@@ -139,6 +152,49 @@ def test_all_ranks_follow_the_schedule_and_wait_for_what_they_need(
         assert min(finished) >= max(computed), "the gradient synchronisation waits for the slowest replica"
 
 
+@pytest.mark.parametrize("schedule", CHUNKED_ORDERS)
+def test_ranks_with_two_chunks_pass_microbatches_through_the_whole_model(
+    schedule: str, simulated_node: NodeFactory, tmp_path: Path, agent_side: AgentSide
+) -> None:
+    profile = example_profile(2 * STAGES, seconds=0.02, instructions={**WHOLE, **SPLIT})
+    job, iterations = Job(simulated_node(RANKS, profile, time_scale=5.0), tmp_path), 2
+    changes = {names.ENV_SCHEDULE: schedule, names.ENV_CHUNKS: "2", names.ENV_MICROBATCHES: "2"}
+    try:
+        ranks = job.start_all(iterations, **changes, **{names.ENV_SOCKET: str(agent_side.path)})
+        told = {}
+        for _ in ranks:
+            connection, hello = agent_side.accept()
+            connection.settimeout(START_SECONDS)
+            connection.send(Welcome(Verdict.SERVED).pack())
+            told[hello.pipeline, hello.stage] = connection
+        seen = {place: list(boundaries(connection)) for place, connection in told.items()}
+        assert [ends(rank)[0] for rank in ranks] == [0] * RANKS
+    finally:
+        job.end()
+    begins: dict[tuple[int, str, int, int], int] = {}
+    finished: dict[tuple[int, str, int, int], int] = {}
+    line = Pipeline(STAGES, 2, Schedule(schedule), chunks=2)
+    for (pipeline, stage), boundary in ((place, each) for place, each_of in seen.items() for each in each_of):
+        if boundary.iteration == iterations - 1 and boundary.instruction is not None:
+            kind = "F" if boundary.instruction is Instruction.FORWARD else boundary.instruction.code
+            place = (pipeline, kind, line.virtual_stage(stage, boundary.chunk), boundary.microbatch)
+            (begins if boundary.kind is BoundaryKind.INSTRUCTION_BEGIN else finished)[place] = boundary.time_nanoseconds
+    gradient = "I" if schedule == "ZBV" else "B"
+    for pipeline in range(PIPELINES):
+        for stage in range(STAGES):
+            order = [
+                f"{each.instruction.code}{each.chunk}.{each.microbatch}" for each in seen[pipeline, stage]
+                if each.iteration == iterations - 1 and each.instruction and each.kind is BoundaryKind.INSTRUCTION_BEGIN
+            ]  # fmt: skip
+            assert " ".join(order) == CHUNKED_ORDERS[schedule][stage]
+        for microbatch in range(2):
+            for part in range(1, 2 * STAGES):
+                after, before = (pipeline, "F", part, microbatch), (pipeline, "F", part - 1, microbatch)
+                assert begins[after] >= finished[before]
+                back, waited = (pipeline, gradient, part - 1, microbatch), (pipeline, gradient, part, microbatch)
+                assert begins[back] >= finished[waited]
+
+
 def test_work_is_done_on_the_ranks_own_gpu_and_costs_its_energy(job: Job) -> None:
     iterations = 2
     results = [ends(rank) for rank in job.start_all(iterations)]
@@ -219,6 +275,12 @@ def test_a_rank_told_to_stop_stops(job: Job) -> None:
         ({names.ENV_RANK: "4"}, "PERSEUS_RANK is 4, but there are 4 ranks"),
         ({names.ENV_RANK: "x"}, names.ENV_RANK),
         ({names.ENV_SCHEDULE: "ZB-H1"}, "PERSEUS_SCHEDULE must be one of 1F1B, GPipe"),
+        ({names.ENV_SCHEDULE: "ZBV"}, "PERSEUS_SCHEDULE: the schedule ZBV has 2 chunks"),
+        ({names.ENV_SCHEDULE: "Recorded"}, "PERSEUS_SCHEDULE Recorded needs orders in PERSEUS_SIMULATOR_ORDERS"),
+        (
+            {names.ENV_SCHEDULE: "Recorded", ENV_ORDERS: '{"order": ["FB"], "microbatches": [[0, 0]]}'},
+            "PERSEUS_SIMULATOR_ORDERS: they are of 1 stages, not 2",
+        ),
         ({names.ENV_VISIBLE_DEVICES: "GPU-1,GPU-2"}, "request nvidia.com/gpu: 1"),
         ({names.ENV_VISIBLE_DEVICES: "GPU-none"}, "GPU-none is not a GPU of this node"),
         ({ENV_PEER_ADDRESSES: "", names.ENV_COORDINATOR: "gpt"}, names.ENV_COORDINATOR),

@@ -16,7 +16,7 @@ from time import monotonic_ns
 
 from perseus_api import names
 from perseus_api.instructions import Instruction
-from perseus_api.messages import BOUNDARY_FORMAT, Hello, MessageError, pack_boundary
+from perseus_api.messages import BOUNDARY_FORMAT, ChunkPlacement, Hello, MessageError, pack_boundary
 
 from perseus_trainer.connection import Connection
 from perseus_trainer.edges import Edge
@@ -38,6 +38,7 @@ logger = logging.getLogger("perseus.trainer")
 _CODES = {each.value: ord(each.code) for each in Instruction}
 _pack = struct.Struct(BOUNDARY_FORMAT).pack
 _NONE = (0, 0, 0)
+_PLACEMENTS = {None: int(ChunkPlacement.UNKNOWN), False: int(ChunkPlacement.LOOP), True: int(ChunkPlacement.V)}
 
 
 class Session:
@@ -48,15 +49,23 @@ class Session:
         in_iteration: whether one runs now.
         edge: where boundaries are; None is where Python is.
         counters: of each instruction and chunk in this iteration; see `count`.
+        v_shape: whether every other model chunk runs through the ranks backwards; None: nobody said.
     """
 
-    def __init__(self, connection: Connection | None, record: bool = False, edge: Edge | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection | None,
+        record: bool = False,
+        edge: Edge | None = None,
+        v_shape: bool | None = None,
+    ) -> None:
         """Use `connect`."""
         self._connection = connection
         self._recorder = Recorder() if record or connection is not None else None
         self._record: Callable[[tuple[int, int, int]], None] = lambda _: None
         self.active = self._recorder is not None
         self.edge = edge
+        self.v_shape = v_shape
         self.iteration_index = -1
         self.in_iteration = False
         self.counters: dict[tuple[int, int], itertools.count[int]] = {}
@@ -117,7 +126,7 @@ class Session:
         self.in_iteration = True
         if self._recorder is not None:
             self._record = self._recorder.begin_iteration()
-        self._reach(ITERATION_BEGIN, _NONE)
+        self._reach(ITERATION_BEGIN, (0, 0, _PLACEMENTS[self.v_shape]))
 
     def end_iteration(self) -> None:
         """Tell that the iteration ends; hooks and adapters call it."""
@@ -198,7 +207,12 @@ class Session:
 
 
 def connect(
-    rank: Rank | None = None, socket_path: str | None = None, *, record: bool = False, edge: Edge | None = None
+    rank: Rank | None = None,
+    socket_path: str | None = None,
+    *,
+    record: bool = False,
+    edge: Edge | None = None,
+    v_shape: bool | None = None,
 ) -> Session:
     """Return a session with the node's agent.
 
@@ -210,17 +224,19 @@ def connect(
         socket_path: the agent's socket; by default ``PERSEUS_SOCKET``.
         record: keep the order that runs, without an agent too (with one it is always kept).
         edge: where boundaries are; by default where Python is, which is right without an accelerator.
+        v_shape: where ranks hold several model chunks and the job's schedule is Recorded: whether every other chunk
+            runs through the ranks backwards. Adapters say it themselves.
     """
     path = socket_path or os.environ.get(names.ENV_SOCKET, "")
     if not path:
-        return Session(None, record, edge)
+        return Session(None, record, edge, v_shape)
     try:
         who = rank or Rank.from_environment()
         hello = Hello(who.namespace, who.job, who.gpu_uuid, who.pipeline, who.stage, who.tensor_rank, os.getpid())
-        return Session(Connection(path, hello), record, edge)
+        return Session(Connection(path, hello), record, edge, v_shape)
     except (EnvironmentProblem, MessageError) as error:
         logger.warning("%s; training goes on without Perseus", error)
-        return Session(None, record, edge)
+        return Session(None, record, edge, v_shape)
 
 
 _mutex = threading.Lock()

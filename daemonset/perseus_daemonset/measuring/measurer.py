@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from perseus_api.instructions import Instruction
 from perseus_api.measurements import BlockingRow, InstructionRow
 from perseus_api.messages import Boundary, BoundaryKind
 
@@ -20,7 +19,7 @@ from perseus_daemonset.measuring.clocks import HeldClocks
 from perseus_daemonset.measuring.counter import Refresh
 from perseus_daemonset.measuring.regression import Power, PowerFit
 from perseus_daemonset.measuring.steadiness import Steadiness
-from perseus_daemonset.measuring.timeline import Doing, Idle, Stretch, Timeline
+from perseus_daemonset.measuring.timeline import Doing, Idle, Running, Stretch, Timeline
 from perseus_daemonset.measuring.times import Times
 
 _NANOSECONDS = 1_000_000_000
@@ -137,7 +136,7 @@ class Measurer:
             powers = self._powers()
             instructions = []
             for (doing, clock), times in sorted(self._times.items()):
-                if not isinstance(doing, Instruction):
+                if not isinstance(doing, Running):
                     continue
                 seconds, seconds_error = times.mean()
                 joules = joules_error = None
@@ -147,17 +146,19 @@ class Measurer:
                     joules_error = math.hypot(power.watts * seconds_error, power.stderr * seconds)
                 instructions.append(
                     InstructionRow(
-                        instruction=doing, frequency_megahertz=clock, samples=times.count, time_seconds=seconds,
-                        time_stderr=seconds_error, energy_joules=joules, energy_stderr=joules_error,
+                        instruction=doing.instruction, chunk=doing.chunk, frequency_megahertz=clock,
+                        samples=times.count, time_seconds=seconds, time_stderr=seconds_error, energy_joules=joules,
+                        energy_stderr=joules_error,
                     )
                 )  # fmt: skip
+            waits = {clock: power for (doing, clock), power in powers.items() if doing is Idle.WAITING}
             blocking = [
                 BlockingRow(
                     frequency_megahertz=clock, seconds=power.seconds, watts=power.watts,
                     watts_stderr=power.stderr,
                 )
-                for (doing, clock), power in sorted(powers.items())
-                if doing is Idle.WAITING and _is_known(power)
+                for clock, power in sorted(waits.items())
+                if _is_known(power)
             ]  # fmt: skip
             return tuple(instructions), tuple(blocking)
 
@@ -197,7 +198,7 @@ class Measurer:
             clock = self._held.held(begin, end)
             if clock is not None:
                 state = (stretch.doing, clock)
-                if isinstance(stretch.doing, Instruction):
+                if isinstance(stretch.doing, Running):
                     self._times.setdefault(state, Times()).add((end - begin) / _NANOSECONDS)
         self._done.append(_Done(begin, end, state, work))
         self._known = end

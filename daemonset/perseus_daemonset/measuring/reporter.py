@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perseus_api.measurements import NodeReport, RankReport
+from perseus_api.measurements import MAXIMUM_ORDER_ENTRIES, NodeReport, RankReport
 
 from perseus_daemonset.hardware import Gpus, HardwareError
 
@@ -22,13 +22,18 @@ class Reporter:
         self._gpus = gpus
         self._devices: dict[str, tuple[str, str, tuple[int, ...]]] = {}  # by UUID: model, driver, clocks
 
-    def page(self, namespace: str, job: str) -> bytes:
-        """Return the report of one job's ranks as JSON."""
-        found = [
-            report
-            for key, lease in self._registry.ranks()
-            if (key.namespace, key.job) == (namespace, job) and (report := self._rank(lease)) is not None
-        ]
+    def page(self, namespace: str, job: str, orders: bool = False) -> bytes:
+        """Return the report of one job's ranks as JSON, with the orders that they run if these are asked for."""
+        found = []
+        left = MAXIMUM_ORDER_ENTRIES if orders else 0
+        for key, lease in self._registry.ranks():
+            if (key.namespace, key.job) != (namespace, job) or (report := self._rank(lease)) is None:
+                continue
+            order = lease.account.order.order(left) if left else None
+            if order is not None:
+                left -= len(order.letters)
+                report = report.model_copy(update={"order": order})
+            found.append(report)
         return NodeReport(ranks=tuple(found)).encode()
 
     def _rank(self, lease: Lease) -> RankReport | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
@@ -20,7 +21,14 @@ class Idle(StrEnum):
     BETWEEN = "between"
 
 
-Doing = Instruction | Idle
+class Running(NamedTuple):
+    """An instruction of one of the rank's model chunks."""
+
+    instruction: Instruction
+    chunk: int
+
+
+Doing = Running | Idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class Timeline:
         doing: Doing | None
         if kind is BoundaryKind.INSTRUCTION_END:
             # A message that was dropped: its partner stands alone.
-            doing = running[0] if running is not None and running == key else None
+            doing = Running(running[0], running[2]) if running is not None and running == key else None
             self._running = None
         elif running is not None:
             doing = None

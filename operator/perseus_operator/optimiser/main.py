@@ -11,21 +11,31 @@ import base64
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from perseus_api import names
 from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier, PipelineShape
+from perseus_api.orders import PipelineOrders
 from perseus_api.profile import parse_profile
+from perseus_api.schedules import Schedule
+from perseus_planner import Pipeline
 
-from perseus_operator.children import ENV_CHECKSUM, ENV_CORRECTIONS, ENV_FRONTIER, ENV_SHAPE, PROFILE_FOLDER
+from perseus_operator.children import (
+    ENV_CHECKSUM,
+    ENV_CORRECTIONS,
+    ENV_FRONTIER,
+    ENV_SHAPE,
+    ORDERS_FOLDER,
+    PROFILE_FOLDER,
+)
 from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
 from perseus_operator.drift import Corrections
 from perseus_operator.profiles import profile_checksum
+from perseus_operator.shapes import as_seen
 
 logger = logging.getLogger("perseus.optimiser")
 
@@ -33,10 +43,9 @@ logger = logging.getLogger("perseus.optimiser")
 def main() -> int:
     """Run; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    bring_compiled_loops()
     try:
         begin = time.monotonic()
-        found = compute(Path(PROFILE_FOLDER))
+        found = compute(Path(PROFILE_FOLDER), Path(ORDERS_FOLDER))
         logger.info(
             "%d plans from %.4f s to %.4f s in %.2f s",
             len(found.plans), found.plans[0].iteration_seconds, found.plans[-1].iteration_seconds,
@@ -49,27 +58,20 @@ def main() -> int:
     return 0
 
 
-def bring_compiled_loops() -> None:
-    """Copy the planner's compiled loops from the image, where nothing can be written, to where numba accepts them.
-
-    Must come before the planner is imported: numba reads its settings once.
-    """
-    baked = os.environ.get("NUMBA_CACHE_DIR", "")
-    if baked and Path(baked).is_dir() and not os.access(baked, os.W_OK):
-        target = Path(tempfile.mkdtemp()) / "numba"
-        shutil.copytree(baked, target)
-        os.environ["NUMBA_CACHE_DIR"] = str(target)
-
-
-def compute(folder: Path) -> Frontier:
+def compute(folder: Path, orders_folder: Path | None = None) -> Frontier:
     """Compute the frontier of the profile in a folder, for the shape that the environment names.
+
+    Args:
+        folder: of the profile.
+        orders_folder: of the orders that the ranks were seen to run, where the shape's schedule is Custom.
 
     Raises:
         DocumentError: the profile is not valid.
         ValueError: it does not fit the shape (PlanningError), or the shape is none.
         KeyError: the environment names no shape.
+        OSError: a file cannot be read.
     """
-    from perseus_planner import Pipeline, frontier
+    from perseus_planner import frontier
 
     shape = PipelineShape.model_validate_json(os.environ[ENV_SHAPE])
     # Bytes: reading as text would change line ends, and with them the checksum.
@@ -79,12 +81,27 @@ def compute(folder: Path) -> Frontier:
     checksum = profile_checksum(csv_text, header or "")
     given = os.environ.get(ENV_CORRECTIONS, "")
     corrections = Corrections.decode(given) if given else Corrections(checksum)
-    expected = os.environ.get(ENV_CHECKSUM, checksum)
-    if checksum != corrections.profile or corrections.checksum != expected:
+    pipeline, digest = _pipeline(shape, orders_folder)
+    stamp = f"{corrections.checksum}+{digest}" if digest else corrections.checksum
+    expected = os.environ.get(ENV_CHECKSUM, stamp)
+    if checksum != corrections.profile or stamp != expected:
         raise DocumentError("the profile was changed while it was optimised; it is optimised again")
-    pipeline = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel)
-    profile = corrections.apply(parse_profile(csv_text, header))
+    profile = corrections.apply(parse_profile(csv_text, header), pipeline)
+    if digest:
+        profile = as_seen(profile, pipeline)
     return frontier(profile, pipeline, profile_checksum=expected)
+
+
+def _pipeline(shape: PipelineShape, orders_folder: Path | None) -> tuple[Pipeline, str]:
+    """Return the pipeline of a shape, and what identifies the orders that were recorded for it, if any were."""
+    from perseus_planner.given import load_orders, pipeline_of
+
+    if shape.schedule is not Schedule.CUSTOM or orders_folder is None:
+        made = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel, shape.chunks)
+        return made, ""
+    orders = PipelineOrders.decode((orders_folder / names.ORDERS_KEY).read_bytes())
+    given = pipeline_of(load_orders(orders.text, orders.v_shape), orders.v_shape)
+    return replace(given, tensor_parallel=shape.tensor_parallel), orders.digest
 
 
 async def _write(found: Frontier) -> None:

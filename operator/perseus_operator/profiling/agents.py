@@ -42,13 +42,16 @@ class Agents:
         if self._session is not None:
             await self._session.close()
 
-    async def reports(self, job: Document, ranks_of_pipeline: int, pods: list[Document]) -> list[RankReport]:
+    async def reports(
+        self, job: Document, ranks_of_pipeline: int, pods: list[Document], orders: bool = False
+    ) -> list[RankReport]:
         """Return what is known of a job's first pipelines.
 
         Args:
             job: the PerseusJob.
             ranks_of_pipeline: how many ranks one pipeline has.
             pods: of the job.
+            orders: whether the orders that ranks run are wanted.
 
         Raises:
             ApiRefusal: the API server refused to list the agents.
@@ -66,7 +69,7 @@ class Agents:
             for pod in await self._api.find(POD, self._namespace, AGENT_SELECTOR)
             if pod.get("spec", {}).get("nodeName") in nodes and (address := _address(pod))
         ][:MAXIMUM_NODES]
-        query = {"namespace": metadata["namespace"], "job": metadata["name"]}
+        query = {"namespace": metadata["namespace"], "job": metadata["name"], **({"orders": "true"} if orders else {})}
         answers = await asyncio.gather(*(self._ask(address, query) for address in addresses))
         return [
             report

@@ -8,10 +8,11 @@ grow with 1/clock from the nearest measured one above, which none exceeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from perseus_api.instructions import Instruction
-from perseus_planner import Order
+from perseus_planner import Pipeline, Step
+from perseus_planner.playing import play
 
 from perseus_operator.profiling.merging import Key, Row
 
@@ -21,9 +22,9 @@ MARGIN = 0.9
 _NOMINAL = {Instruction.BACKWARD: 2.0}
 
 
-def slowdown_at(orders: Sequence[Order], clock: int, highest: int, measured: Measurements) -> float:
+def slowdown_at(pipeline: Pipeline, clock: int, highest: int, measured: Measurements) -> float:
     """Return how much longer an iteration at a clock is than at the highest, at most: 0.1 is 10 %."""
-    return iteration_time(orders, clock, measured) / iteration_time(orders, highest, measured) - 1
+    return iteration_time(pipeline, clock, measured) / iteration_time(pipeline, highest, measured) - 1
 
 
 def iterations_between(slowdown: float, bound: float) -> int:
@@ -31,32 +32,21 @@ def iterations_between(slowdown: float, bound: float) -> int:
     return max(0, math.ceil(slowdown / (MARGIN * bound)) - 1)
 
 
-def iteration_time(orders: Sequence[Order], clock: int, measured: Measurements) -> float:
+def iteration_time(pipeline: Pipeline, clock: int, measured: Measurements) -> float:
     """Return how long a pipeline takes with everything at a clock, every rank running as soon as it can.
 
     In seconds once any clock is measured; before that in units of their own.
     """
-    kinds = {(stage, step.instruction) for stage, order in enumerate(orders) for step in order}
-    seconds = {key: instruction_time(key, clock, measured) for key in kinds}
-    ends: dict[tuple[Instruction, int, int], float] = {}
-    place = [0] * len(orders)
-    now = [0.0] * len(orders)
-    last = len(orders) - 1
-    moved = True
-    while moved:
-        moved = False
-        for stage, order in enumerate(orders):
-            while place[stage] < len(order):
-                step = order[place[stage]]
-                needed = _needed(step.instruction, stage, step.microbatch, last)
-                if needed is not None and needed not in ends:
-                    break
-                begin = max(now[stage], ends[needed] if needed is not None else 0.0)
-                now[stage] = begin + seconds[stage, step.instruction]
-                ends[step.instruction, stage, step.microbatch] = now[stage]
-                place[stage] += 1
-                moved = True
-    return max(now)
+    seconds: dict[Key, float] = {}
+
+    def take(stage: int, step: Step) -> float:
+        key = stage, step.instruction
+        found = seconds.get(key)
+        if found is None:
+            found = seconds[key] = instruction_time(key, clock, measured)
+        return found
+
+    return play(pipeline, take).seconds
 
 
 def instruction_time(key: Key, clock: int, measured: Measurements) -> float:
@@ -70,12 +60,3 @@ def instruction_time(key: Key, clock: int, measured: Measurements) -> float:
     above = [each for each in known if each >= clock]
     nearest = min(above) if above else max(known)
     return measured[nearest][key].time_seconds * max(1.0, nearest / clock)
-
-
-def _needed(instruction: Instruction, stage: int, microbatch: int, last: int) -> tuple[Instruction, int, int] | None:
-    """What must have ended on another stage: the orders of a job's schedules have one chunk on each rank."""
-    if instruction is Instruction.FORWARD:
-        return (instruction, stage - 1, microbatch) if stage else None
-    if instruction in (Instruction.BACKWARD, Instruction.BACKWARD_INPUT):
-        return (instruction, stage + 1, microbatch) if stage < last else (Instruction.FORWARD, stage, microbatch)
-    return None

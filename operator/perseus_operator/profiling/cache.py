@@ -32,6 +32,7 @@ def fingerprint(subject: Subject) -> str:
         "parallelism": [len(subject.models), subject.pipelines, subject.tensor_parallel, subject.microbatches],
         "schedule": subject.schedule,
         "image": subject.image,
+        **({"chunks": subject.chunks} if subject.chunks > 1 else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 
@@ -42,7 +43,7 @@ def subject_of(header: ProfileHeader) -> Subject:
     models = tuple(each.gpu_model for each in header.stage_gpus) or (header.gpu_model,) * stages
     return Subject(
         models, header.driver, header.tensor_parallel, header.pipelines or 0, header.microbatches or 0,
-        header.schedule, header.model, header.image,
+        header.schedule, header.model, header.image, header.chunks,
     )  # fmt: skip
 
 

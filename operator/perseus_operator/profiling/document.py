@@ -22,6 +22,7 @@ class Subject:
         pipelines: data-parallel pipelines of the job.
         microbatches: of one iteration.
         schedule: its name.
+        chunks: model chunks of each rank.
         model: label of the model.
         image: image of the training software, with its digest.
     """
@@ -34,14 +35,17 @@ class Subject:
     schedule: str
     model: str = ""
     image: str = ""
+    chunks: int = 1
 
 
 def profile_csv(measured: Measured) -> str:
-    """Return the rows as CSV, by stage and instruction, clocks falling."""
+    """Return the rows as CSV, by virtual stage and instruction, clocks falling."""
+    highest = max(measured.rows, default=0)
     rows = sorted(
-        (stage, instruction, -clock, row)
+        (stage, instruction, -clock if instruction.has_clock else 0, row)
         for clock, by_key in measured.rows.items()
         for (stage, instruction), row in by_key.items()
+        if instruction.has_clock or clock == highest  # What has no clock stands once.
     )
     lines = [
         f"{stage},{instruction.value},{-clock},{row.time_seconds:.9g},{row.energy_joules:.9g},{row.samples},"
@@ -80,6 +84,7 @@ def profile_header(measured: Measured, subject: Subject, tool_version: str) -> P
         pipelines=subject.pipelines,
         microbatches=subject.microbatches,
         schedule=subject.schedule,
+        chunks=subject.chunks,
         model=subject.model,
         image=subject.image,
         tool_version=tool_version,

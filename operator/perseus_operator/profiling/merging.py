@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from perseus_api.instructions import Instruction
 from perseus_api.measurements import BlockingRow, InstructionRow, RankReport
+from perseus_planner import Pipeline
 
-Key = tuple[int, Instruction]  # stage, instruction
+Key = tuple[int, Instruction]  # virtual stage, instruction
 
 
 @dataclass(frozen=True)
 class Row:
-    """One instruction of one stage at one clock; energies of one GPU."""
+    """One instruction of one virtual stage at one clock; energies of one GPU."""
 
     samples: int
     time_seconds: float
@@ -36,7 +37,7 @@ class Measured:
     """What the ranks of a job have measured together.
 
     Attributes:
-        rows: by clock in MHz, then by stage and instruction; only rows with an energy.
+        rows: by clock in MHz, then by virtual stage and instruction; only rows with an energy.
         blocking: by GPU model, then by clock.
         not_held: clocks that a device was asked for and did not hold.
     """
@@ -46,8 +47,14 @@ class Measured:
     not_held: set[int] = field(default_factory=set)
 
 
-def merge(reports: Iterable[RankReport], measurement: str) -> Measured:
-    """Bring the rows of one measurement together."""
+def merge(reports: Iterable[RankReport], measurement: str, pipeline: Pipeline) -> Measured:
+    """Bring the rows of one measurement together.
+
+    Args:
+        reports: of the ranks.
+        measurement: its name.
+        pipeline: says which virtual stage a rank's chunk is.
+    """
     rows: dict[tuple[int, Key], list[InstructionRow]] = {}
     blocking: dict[tuple[str, int], list[BlockingRow]] = {}
     found = Measured()
@@ -55,8 +62,9 @@ def merge(reports: Iterable[RankReport], measurement: str) -> Measured:
         if report.measurement != measurement:
             continue
         for row in report.rows:
-            if row.energy_joules and row.energy_stderr is not None:
-                rows.setdefault((row.frequency_megahertz, (report.stage, row.instruction)), []).append(row)
+            if row.energy_joules and row.energy_stderr is not None and row.chunk < pipeline.chunks:
+                key = pipeline.virtual_stage(report.stage, row.chunk), row.instruction
+                rows.setdefault((row.frequency_megahertz, key), []).append(row)
         for wait in report.blocking:
             blocking.setdefault((report.gpu_model, wait.frequency_megahertz), []).append(wait)
         found.not_held.update(clock for clock, count in report.not_held.items() if count)

@@ -15,7 +15,7 @@ from itertools import groupby
 from perseus_api.instructions import TUNABLE_INSTRUCTIONS
 from perseus_api.measurements import RankReport
 from perseus_api.plan import Baseline, JobReference, Plan, Sweep, Variant, Window
-from perseus_planner import Order
+from perseus_planner import Pipeline
 
 from perseus_operator.profiling.bounds import instruction_time, iteration_time, iterations_between, slowdown_at
 from perseus_operator.profiling.choosing import next_clocks
@@ -39,7 +39,7 @@ class SweepSettings:
     Attributes:
         bound: how much longer iterations may be on average while the sweep goes on: 0.1 is 10 %.
         adaptive: whether only clocks that can change a plan are measured.
-        seconds: that each stage shall run at a clock, all replicas together.
+        seconds: that each rank shall run at a clock, all replicas together.
         samples: of each instruction at a clock, all replicas together.
         only: clocks that are measured at all; empty: all that the device supports.
     """
@@ -117,13 +117,13 @@ class Hopeless:
 
 
 def decide(
-    orders: Sequence[Order], reports: Sequence[RankReport], measurement: str, running: Plan | None,
+    pipeline: Pipeline, reports: Sequence[RankReport], measurement: str, running: Plan | None,
     settings: SweepSettings, memory: SweepMemory,
 ) -> Wait | Push | Finished | Hopeless:  # fmt: skip
     """Return what to do next.
 
     Args:
-        orders: of the job's pipeline, by stage.
+        pipeline: the job's, with its orders.
         reports: of the ranks that were asked.
         measurement: name of the sweep.
         running: the plan in force, if it is a sweep of this measurement.
@@ -131,7 +131,7 @@ def decide(
         memory: what earlier visits know; it is brought up to date.
     """
     connected = [report for report in reports if report.connected]
-    missing = [stage for stage in range(len(orders)) if not any(report.stage == stage for report in connected)]
+    missing = [stage for stage in range(pipeline.stages) if not any(report.stage == stage for report in connected)]
     if missing:
         stages = ", ".join(str(stage) for stage in missing[:10])
         return Wait(f"no agent reports a rank of stage {stages} yet")
@@ -142,11 +142,11 @@ def decide(
         )
     if any(report.iteration_seconds is None for report in connected):
         return Wait("waits for every rank's second iteration")
-    measured = merge(reports, measurement)
+    measured = merge(reports, measurement, pipeline)
     complete = {
         clock: rows
         for clock, rows in measured.rows.items()
-        if _is_complete(orders, rows, settings, memory.tried.get(clock, 0) >= ATTEMPTS - 1)
+        if _is_complete(pipeline, rows, settings, memory.tried.get(clock, 0) >= ATTEMPTS - 1)
     }
     if (
         running is not None
@@ -163,21 +163,22 @@ def decide(
     # At the highest clock first: what a lower one costs in time is known from there.
     blocking = _typical_blocking(measured)
     iteration_seconds = min(each.unlocked_iteration_seconds or each.iteration_seconds or 1.0 for each in connected)
-    replicas = min(sum(each.stage == stage for each in connected) for stage in range(len(orders)))
+    replicas = min(sum(each.stage == stage for each in connected) for stage in range(pipeline.stages))
     wanted = next_clocks(supported, complete, blocking, frozenset(given_up), settings.adaptive)
     if wanted:
         replicas = min(replicas, MAXIMUM_REPLICAS)
-        return _round(orders, wanted, highest, complete, settings, replicas, iteration_seconds)
+        return _round(pipeline, wanted, highest, complete, settings, replicas, iteration_seconds)
     if len(complete) < 2:
         return Hopeless(_nothing(given_up))
     return _finished(reports, measurement, measured, complete, given_up)
 
 
 def sweep_plan(
-    job: JobReference, orders: Sequence[Order], push: Push, pipelines: int, tensor_parallel: int, measurement: str,
-    generation: int, first_iteration: int,
+    job: JobReference, pipeline: Pipeline, push: Push, pipelines: int, measurement: str, generation: int,
+    first_iteration: int,
 ) -> Plan:  # fmt: skip
     """Return the plan document of a round."""
+    orders = pipeline.orders()
     variants: dict[int, Variant] = {}
     windows: list[Window] = []
     begin = first_iteration
@@ -193,9 +194,10 @@ def sweep_plan(
         generation=generation,
         first_iteration=first_iteration,
         order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        chunks=tuple(tuple(step.chunk for step in order) for order in orders) if pipeline.chunks > 1 else (),
         variants=tuple(variants.values()),
         pipelines=(0,) * pipelines,
-        tensor_parallel=tensor_parallel,
+        tensor_parallel=pipeline.tensor_parallel,
         baseline=Baseline(iteration_seconds=1.0, stage_joules=(0.0,) * len(orders), blocking_power_watts=0.0),
         sweep=Sweep(measurement=measurement, windows=tuple(windows)),
     )
@@ -216,22 +218,22 @@ def _common_clocks(reports: Sequence[RankReport]) -> list[int]:
     return sorted(common, reverse=True)
 
 
-def _keys(orders: Sequence[Order]) -> set[Key]:
+def _keys(pipeline: Pipeline) -> set[Key]:
     return {
-        (stage, step.instruction)
-        for stage, order in enumerate(orders)
+        (pipeline.virtual_stage(rank, step.chunk), step.instruction)
+        for rank, order in enumerate(pipeline.orders())
         for step in order
         if step.instruction in TUNABLE_INSTRUCTIONS
     }
 
 
-def _is_complete(orders: Sequence[Order], rows: dict[Key, Row], settings: SweepSettings, lenient: bool) -> bool:
+def _is_complete(pipeline: Pipeline, rows: dict[Key, Row], settings: SweepSettings, lenient: bool) -> bool:
     """Whether all rows of a clock are exact enough; what more rounds did not make exact is taken as it is, if usable.
 
     The profile tells the standard errors of all rows.
     """
     factor = LENIENCE if lenient else 1.0
-    for key in _keys(orders):
+    for key in _keys(pipeline):
         row = rows.get(key)
         if row is None or row.samples < settings.samples:
             return False
@@ -274,18 +276,18 @@ def _typical_blocking(measured: Measured) -> float:
 
 
 def _round(
-    orders: Sequence[Order], wanted: Sequence[int], highest: int, complete: dict[int, dict[Key, Row]],
+    pipeline: Pipeline, wanted: Sequence[int], highest: int, complete: dict[int, dict[Key, Row]],
     settings: SweepSettings, replicas: int, iteration_seconds: float,
 ) -> Push:  # fmt: skip
     """Return the iterations of a round: each at one clock, with those at the highest that the bound asks for."""
-    own = iteration_time(orders, highest, complete)
+    own = iteration_time(pipeline, highest, complete)
     scale = iteration_seconds / own if not complete else 1.0
     turns: list[list[tuple[int, int]]] = []
     for clock in wanted[:MAXIMUM_CLOCKS]:
-        slowdown = slowdown_at(orders, clock, highest, complete)
+        slowdown = slowdown_at(pipeline, clock, highest, complete)
         pause = iterations_between(slowdown, settings.bound)
         turn = [(clock, 1), *([(highest, pause)] if pause else [])]
-        count = _iterations(orders, clock, complete, settings, replicas, scale)
+        count = _iterations(pipeline, clock, complete, settings, replicas, scale)
         if not complete:
             count = max(count, math.ceil(STEADY_SECONDS / iteration_seconds))
         turns.append(turn * count)
@@ -295,7 +297,7 @@ def _round(
 
 
 def _iterations(
-    orders: Sequence[Order], clock: int, complete: dict[int, dict[Key, Row]], settings: SweepSettings, replicas: int,
+    pipeline: Pipeline, clock: int, complete: dict[int, dict[Key, Row]], settings: SweepSettings, replicas: int,
     scale: float,
 ) -> int:  # fmt: skip
     """Return how many iterations give enough seconds and samples at a clock, and one more for what is left out.
@@ -303,11 +305,12 @@ def _iterations(
     Times that were not measured yet are right up to a common factor: `scale`.
     """
     needed = 1
-    for stage, order in enumerate(orders):
+    for rank, order in enumerate(pipeline.orders()):
         counts: dict[Key, int] = {}
         for step in order:
             if step.instruction.has_clock:
-                counts[stage, step.instruction] = counts.get((stage, step.instruction), 0) + 1
+                key = pipeline.virtual_stage(rank, step.chunk), step.instruction
+                counts[key] = counts.get(key, 0) + 1
         seconds = sum(count * scale * instruction_time(key, clock, complete) for key, count in counts.items())
         needed = max(
             [

@@ -45,7 +45,7 @@ class FrontierStep:
             ApiRefusal: the API server refused.
         """
         corrections = await self._corrections(visit, builder, profile.checksum)
-        builder.corrections, checksum = corrections.encode(), corrections.checksum
+        builder.corrections, checksum = corrections.encode(), builder.stamp(corrections.checksum)
         metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
         wanted = builder.frontier_config_map()
         present = await ensure(self._api, wanted)
@@ -65,6 +65,8 @@ class FrontierStep:
             )
             if corrections.factors:
                 words += f"; from corrected times, up to {corrections.largest:.3f} of the profile's"
+            if builder.recorded is not None:
+                words += f"; {_told(frontier)} that the ranks were seen to run{builder.order_remark}"
             visit.story.say(Condition.FRONTIER_READY, True, Reason.OPTIMISED, words)
             return frontier
         # The ConfigMap and the Job are watched: whatever becomes of them brings the next visit.
@@ -119,3 +121,9 @@ class FrontierStep:
                 if message:
                     return str(message).strip().splitlines()[-1]
         return ""
+
+
+def _told(frontier: Frontier) -> str:
+    shape = frontier.shape
+    chunks = f", {shape.chunks} chunks{' in V shape' if shape.v_shape else ''}" if shape.chunks > 1 else ""
+    return f"for the order ({shape.microbatches} microbatches{chunks})"

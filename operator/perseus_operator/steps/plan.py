@@ -101,8 +101,9 @@ class PlanStep:
                 await self._api.apply(builder.plan_config_map(encoded))
             self._monitor.settled(visit.key, spec, stragglers)
         else:
-            if sweep is not None:
-                first, why = await self._after_sweep(visit, builder, spec), "initial"
+            if sweep is not None or (before is None and builder.recorded is not None):
+                # Training is on its way: it was measured, or its order was seen.
+                first, why = await self._from_now_on(visit, builder, spec), "initial"
             elif before is None:
                 first, why = spec.accounting.baseline_iterations + 1, "initial"
             elif restarted:
@@ -163,7 +164,7 @@ class PlanStep:
             self._nodes[(key, pod)] = node
         return self._nodes[(key, pod)]
 
-    async def _after_sweep(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> int:
+    async def _from_now_on(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> int:
         """Return from when the first plan can hold: the ranks are beyond the baseline, and their agents know where."""
         pods = await trainer_pods(self._api, builder.namespace, builder.name)
         reports = await self._agents.reports(visit.job, ranks_of_pipeline(spec), pods)

@@ -17,8 +17,6 @@ from perseus_api.conditions import Condition, Reason
 from perseus_api.job import CacheUse, PerseusJobSpec, ProfilingMode, RunMode, SweepType
 from perseus_api.measurements import RankReport
 from perseus_api.plan import JobReference, Plan
-from perseus_api.schedules import Schedule
-from perseus_planner import Order, Pipeline
 
 from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, Api
@@ -123,7 +121,7 @@ class ProfileStep:
         pipelines = 1 if spec.profiling.mode is ProfilingMode.PODS else spec.parallelism.pipelines
         ranks = ranks_of_pipeline(spec)
         reports = await self._agents.reports(visit.job, ranks, pods)
-        subject = _subject(visit.job, spec, reports, pods)
+        subject = _subject(visit.job, spec, builder, reports, pods)
         if subject is not None and await self._reuse(builder, spec, subject):
             visit.story.say(
                 Condition.PROFILE_VALID, False, Reason.PROFILING, "found a profile of the same in the cache"
@@ -166,8 +164,8 @@ class ProfileStep:
         memory = self._memory(visit.key, measurement)
         bound = UNBOUNDED if spec.profiling.mode is ProfilingMode.PODS else spec.profiling.max_slowdown_percent / 100
         settings = SweepSettings(bound=bound, adaptive=spec.profiling.sweep is SweepType.ADAPTIVE)
-        orders = await asyncio.to_thread(_orders, spec)
-        step = await asyncio.to_thread(decide, orders, reports, measurement, running, settings, memory)
+        pipeline = builder.pipeline
+        step = await asyncio.to_thread(decide, pipeline, reports, measurement, running, settings, memory)
         if isinstance(step, Finished):
             return await self._keep(visit, builder, spec, step, subject)
         reason = Reason.PROFILING_FAILED if isinstance(step, Hopeless) else Reason.PROFILING
@@ -178,9 +176,7 @@ class ProfileStep:
             first = next_iteration(reports, time.time(), NOTICE_SECONDS)
             if before is None:
                 first = max(first, spec.accounting.baseline_iterations + 1)
-            plan = sweep_plan(
-                reference, orders, step, pipelines, spec.parallelism.tensor_parallel, measurement, generation + 1, first
-            )
+            plan = sweep_plan(reference, pipeline, step, pipelines, measurement, generation + 1, first)
             await self._api.apply(builder.plan_config_map(base64.b64encode(plan.encode()).decode()))
             logger.info("%s/%s: sweep %d from iteration %d: %s", *visit.key, plan.generation, first, step.message)
         return False
@@ -243,12 +239,9 @@ class ProfileStep:
         return known[1]
 
 
-def _orders(spec: PerseusJobSpec) -> tuple[Order, ...]:
-    parallelism = spec.parallelism
-    return Pipeline(parallelism.stages, parallelism.microbatches, Schedule(spec.schedule.value)).orders()
-
-
-def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pods: list[Document]) -> Subject | None:
+def _subject(
+    job: Document, spec: PerseusJobSpec, builder: Builder, reports: list[RankReport], pods: list[Document]
+) -> Subject | None:
     """Return what is measured; None until the GPU of every stage is known, and where replicas of a stage differ."""
     models: dict[int, set[str]] = {}
     for report in reports:
@@ -262,10 +255,11 @@ def _subject(job: Document, spec: PerseusJobSpec, reports: list[RankReport], pod
         driver=drivers.pop(),
         tensor_parallel=spec.parallelism.tensor_parallel,
         pipelines=spec.parallelism.pipelines,
-        microbatches=spec.parallelism.microbatches,
-        schedule=spec.schedule.value,
+        microbatches=builder.pipeline.microbatches,
+        schedule=builder.schedule,
         model=(job["metadata"].get("labels") or {}).get(names.LABEL_MODEL, ""),
         image=image_of(pods),
+        chunks=builder.pipeline.chunks,
     )
 
 

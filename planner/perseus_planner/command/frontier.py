@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from perseus_planner.command.inputs import BadInput, problem_options, progress, read_inputs
+from perseus_planner.command.inputs import problem_options, progress, read_inputs, refused
 from perseus_planner.errors import PlanningError
 from perseus_planner.planning import DEFAULT_PLANS, exact_frontier, frontier
 
@@ -29,7 +29,7 @@ def frontier_command(realised: bool, form: str, **options: Any) -> None:
                 seconds, joules = exact_frontier(inputs.profile, inputs.pipeline)
                 points = list(zip(seconds.tolist(), joules.tolist(), strict=True))
     except PlanningError as error:
-        raise BadInput(str(error)) from None
+        raise refused(error, options["profile"]) from None
     if form == "json":
         click.echo(json.dumps([{"time": time, "energy": energy} for time, energy in points]))
     elif form == "csv":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -16,13 +17,13 @@ from perseus_api.errors import DocumentError
 from perseus_api.profile import MAXIMUM_PROFILE_BYTES, Profile, parse_profile
 from perseus_api.schedules import Schedule
 
+from perseus_planner.errors import UnfitProfile
 from perseus_planner.given import MAXIMUM_BYTES, load_orders, pipeline_of
 from perseus_planner.pipeline import Pipeline, PipelineError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PROGRESS_AFTER_SECONDS = 2.0
 _PATH = click.Path(path_type=Path)
-_WATTS = click.FloatRange(0, 10_000)
 _MAXIMUM_INSTRUCTIONS = 4_000_000
 
 
@@ -30,6 +31,22 @@ class BadInput(click.ClickException):
     """What the user gave cannot be used; one sentence says why and what to change."""
 
     exit_code = 2
+
+
+def refused(error: ValueError, profile: Path) -> BadInput:
+    """Return the answer to a problem that has no plan; what its profile lacks is said of the file."""
+    return BadInput(f"{profile}: {error}" if isinstance(error, UnfitProfile) else str(error))
+
+
+class Number(click.FloatRange):
+    """A number in a range; what is not a number is in none, though it compares as if it were."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or refuse it."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,9 @@ def problem_options(command: Command) -> Command:
             click.option("--orders", type=_PATH, help="JSON of orders of your own, for the schedule Custom."),
             click.option("--v-shape", is_flag=True, help="With --orders: odd chunks run through the ranks backwards."),
             click.option("--tensor-parallel", type=click.IntRange(1, 1024), default=1, help="GPUs of each rank."),
-            click.option("--blocking-power-watts", type=_WATTS, help="Of a waiting GPU; by default the header's."),
+            click.option(
+                "--blocking-power-watts", type=Number(0, 10_000), help="Of a waiting GPU; by default the header's."
+            ),
         )
     ):
         command = option(command)
@@ -63,18 +82,16 @@ def problem_options(command: Command) -> Command:
 
 def objective_options(command: Command) -> Command:
     """Add the options that say what a plan is for."""
-    seconds = click.FloatRange(0, 1e6, min_open=True)
+    seconds = Number(0, 1e6, min_open=True)
     for option in reversed(
         (
             click.option(
                 "--objective", type=click.Choice(["min-energy", "no-slowdown"]), help="no-slowdown is the default."
             ),
-            click.option("--max-slowdown-percent", type=click.FloatRange(0, 1000), help="Allow that much more time."),
+            click.option("--max-slowdown-percent", type=Number(0, 1000), help="Allow that much more time."),
             click.option("--deadline-seconds", type=seconds, help="Allow an iteration that long."),
             click.option("--straggler-seconds", type=seconds, help="Everybody waits that long."),
-            click.option(
-                "--power-budget-watts", type=click.FloatRange(0, 1e9, min_open=True), help="Average of all GPUs."
-            ),
+            click.option("--power-budget-watts", type=Number(0, 1e9, min_open=True), help="Average of all GPUs."),
         )
     ):
         command = option(command)

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs
+from perseus_planner.command.inputs import (
+    BadInput,
+    Number,
+    objective_options,
+    problem_options,
+    progress,
+    read_inputs,
+    refused,
+)
 from perseus_planner.errors import PlanningError
 from perseus_planner.objective import (
     Deadline,
@@ -30,9 +38,9 @@ _OBJECTIVES: dict[str, Objective] = {"no-slowdown": NoSlowdown(), "min-energy": 
 @click.command("plan")
 @problem_options
 @objective_options
-@click.option("--switches-per-second", type=click.FloatRange(0, 1e6), help="Clock changes of one GPU, at most.")
-@click.option("--switch-seconds", type=click.FloatRange(0, 10), help="By which a change of clock delays.")
-@click.option("--switch-joules", type=click.FloatRange(0, 1e6), help="That a change of clock costs one GPU.")
+@click.option("--switches-per-second", type=Number(0, 1e6), help="Clock changes of one GPU, at most.")
+@click.option("--switch-seconds", type=Number(0, 10), help="By which a change of clock delays.")
+@click.option("--switch-joules", type=Number(0, 1e6), help="That a change of clock costs one GPU.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write there instead of to the screen.")
 def plan_command(
@@ -58,7 +66,7 @@ def plan_command(
         with progress("planning"):
             found = plan(inputs.profile, inputs.pipeline, chosen, switches=switches)
     except (PlanningError, PipelineError) as error:
-        raise BadInput(str(error)) from None
+        raise refused(error, options["profile"]) from None
     text = json.dumps(plan_document(found), indent=1) if form == "json" else table(found)
     if output is None:
         click.echo(text)

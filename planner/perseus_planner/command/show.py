@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs
+from perseus_planner.command.inputs import BadInput, objective_options, problem_options, progress, read_inputs, refused
 from perseus_planner.command.plan import choose
 from perseus_planner.errors import PlanningError
 from perseus_planner.pipeline import PipelineError
@@ -58,7 +58,7 @@ def show_command(
             files = frontier_picture(output / "frontier", seconds.tolist(), joules.tolist(), points, fastest, mine)
             files += timeline_picture(output / "timeline", found.fastest_steps, found.steps)
     except (PlanningError, PipelineError) as error:
-        raise BadInput(str(error)) from None
+        raise refused(error, options["profile"]) from None
     except OSError as error:
         raise BadInput(f"{output} cannot be written: {error.strerror}") from None
     for each in files:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from perseus_api.instructions import Instruction
 
-from perseus_planner.command.inputs import BadInput, read_profile, read_text
+from perseus_planner.command.inputs import BadInput, Number, read_profile, read_text
 from perseus_planner.replay import ReplayError, ReplayStep, replay
 
 _MAXIMUM_PLAN_BYTES = 256 * 1024 * 1024
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-6  # relative: the solver counts whole picoseconds
 @click.command("verify")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--profile", type=click.Path(path_type=Path), required=True, help="The profile it was planned from.")
-@click.option("--blocking-power-watts", type=click.FloatRange(0, 10_000), help="By default the header's.")
+@click.option("--blocking-power-watts", type=Number(0, 10_000), help="By default the header's.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def verify_command(plan: Path, profile: Path, blocking_power_watts: float | None, form: str) -> None:
     """Replay PLAN, the JSON of `perseus plan --format json`; exit code 1 if its figures are not what it says."""

@@ -29,10 +29,11 @@ class PeerLost(Exception):
 
 @dataclass
 class Links:
-    """The open connections of one rank, by the peer's rank."""
+    """The open connections of one rank, by the peer's rank; and what came from it before it was asked for."""
 
     placement: Placement
     peers: dict[int, socket.socket] = field(default_factory=dict)
+    early: dict[int, set[int]] = field(default_factory=dict)
 
     @classmethod
     def meet(cls, placement: Placement, timeout_seconds: float) -> Links:
@@ -87,6 +88,17 @@ class Links:
         number: int = _MESSAGE.unpack(data)[0]
         return number
 
+    def expect(self, peer: int, value: int) -> None:
+        """Wait for one number from a peer, which may send others before: of other chunks, or the other way round.
+
+        Raises:
+            PeerLost: it is gone.
+        """
+        early = self.early.setdefault(peer, set())
+        while value not in early:
+            early.add(self.receive(peer))
+        early.remove(value)
+
     def synchronise(self, iteration: int) -> None:
         """Wait until all replicas of the stage are here, as a gradient synchronisation does.
 
@@ -113,8 +125,8 @@ class Links:
         """Ranks that we connect to, and ranks that connect to us."""
         place = self.placement
         first, *others = place.replicas
-        outward = [] if place.previous is None else [place.previous]
-        inward = [] if place.next is None else [place.next]
+        outward = [peer for peer in place.neighbours if peer < place.rank]
+        inward = [peer for peer in place.neighbours if peer > place.rank]
         if place.rank == first:
             inward += others
         else:

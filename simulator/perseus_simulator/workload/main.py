@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import perseus_trainer
 from perseus_api.instructions import Instruction
@@ -24,6 +25,8 @@ from perseus_simulator.workload.placement import Placement
 MEET_TIMEOUT_SECONDS = 300.0
 EXIT_PEER_LOST = 75  # EX_TEMPFAIL: try again
 EXIT_TERMINATED = 143
+# Activations go on to the next part of the model, gradients back; what is not here waits for nobody.
+_DIRECTIONS = {Instruction.FORWARD: 1, Instruction.BACKWARD: -1, Instruction.BACKWARD_INPUT: -1}
 
 
 def train(iterations: int) -> int:
@@ -39,7 +42,7 @@ def train(iterations: int) -> int:
     state = os.environ.get(ENV_STATE)
     if not state:
         raise SimulatorError(f"{ENV_STATE} is not set: the device plugin sets it in containers with a GPU")
-    session = perseus_trainer.connect()
+    session = perseus_trainer.connect(v_shape=placement.v_shape)
     with SimulatedNode.open(state) as node, KernelClient(node, placement.gpu_uuid) as gpu:
         try:
             links = Links.meet(placement, MEET_TIMEOUT_SECONDS)
@@ -61,15 +64,25 @@ def train(iterations: int) -> int:
 def _iterate(
     placement: Placement, links: Links, session: perseus_trainer.Session, gpu: KernelClient, index: int
 ) -> None:
-    stage, before, after = placement.stage, placement.previous, placement.next
+    line = placement.line
+    last = line.virtual_stages - 1
     with session.iteration(index):
-        for instruction, microbatch in placement.order():
-            forward = instruction is Instruction.FORWARD
-            source, target = (before, after) if forward else (after, before)
-            if source is not None:
-                links.receive(source)
-            with session.instruction(instruction, microbatch=microbatch):
+        for instruction, microbatch, chunk in placement.order():
+            stage = line.virtual_stage(placement.stage, chunk)
+            step = _DIRECTIONS.get(instruction, 0)
+            if step and 0 <= stage - step <= last:
+                _message(placement, links.expect, stage - step, step, stage, microbatch)
+            with session.instruction(instruction, microbatch=microbatch, chunk=chunk):
                 gpu.run(stage, instruction)
-            if target is not None:
-                links.send(target, microbatch)
+            if step and 0 <= stage + step <= last:
+                _message(placement, links.send, stage + step, step, stage + step, microbatch)
         links.synchronise(index)
+
+
+def _message(
+    placement: Placement, tell: Callable[[int, int], None], other: int, step: int, target: int, microbatch: int
+) -> None:
+    """Send or expect the message to a virtual stage, if another rank holds the one at its other end."""
+    peer = placement.holder(other)
+    if peer != placement.rank:
+        tell(peer, (step < 0) << 24 | target << 12 | microbatch)

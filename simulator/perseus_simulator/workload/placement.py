@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perseus_api import names
-from perseus_api.instructions import Instruction
-from perseus_api.schedules import JobSchedule
+from perseus_api.encoding import first_problem
+from perseus_api.orders import PipelineOrders
+from perseus_api.schedules import JobSchedule, Schedule
+from perseus_planner.pipeline import Order, Pipeline, PipelineError
+from perseus_planner.recorded import problem_of, recorded_pipeline
+from pydantic import ValidationError
 
 from perseus_simulator.library import SimulatorError
 
 ENV_PEER_ADDRESSES = "PERSEUS_PEER_ADDRESSES"  # host:port of each rank, with commas; for processes on one machine
+ENV_ORDERS = "PERSEUS_SIMULATOR_ORDERS"  # of the schedule Recorded: JSON, as `perseus_api.orders` has it
 PORT = 29400
 
 
@@ -25,20 +30,27 @@ class Placement:
         stages: pipeline stages.
         pipelines: data-parallel pipelines.
         tensor_parallel: ranks of a stage.
-        microbatches: of one iteration.
-        schedule: which order the stage follows.
+        line: the pipeline: what each stage runs when, and which part of the model it holds in which chunk.
         gpu_uuid: its GPU.
         addresses: host and port of every rank.
     """
 
     rank: int
-    stages: int
     pipelines: int
     tensor_parallel: int
-    microbatches: int
-    schedule: JobSchedule
+    line: Pipeline
     gpu_uuid: str
     addresses: tuple[tuple[str, int], ...]
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages."""
+        return self.line.stages
+
+    @property
+    def v_shape(self) -> bool:
+        """Whether every other chunk runs through the stages backwards."""
+        return self.line.v_shape or self.line.schedule is Schedule.ZBV
 
     @property
     def tensor_rank(self) -> int:
@@ -74,19 +86,26 @@ class Placement:
         """Ranks of the same stage in all pipelines, this one among them: they synchronise gradients."""
         return tuple(self.rank_of(pipeline, self.stage) for pipeline in range(self.pipelines))
 
-    def order(self) -> list[tuple[Instruction, int]]:
-        """Return the instructions of one iteration with their microbatches, in the schedule's order.
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The ranks that a chunk of this one sends to or receives from, in order."""
+        line = self.line
+        own = [line.virtual_stage(self.stage, chunk) for chunk in range(line.chunks)]
+        beside = {each + step for each in own for step in (-1, 1)} & set(range(line.virtual_stages))
+        ranks = {self.holder(each) for each in beside} - {self.rank}
+        return tuple(sorted(ranks))
 
-        1F1B (PipeDream-Flush, Narayanan et al. 2021): stages - stage - 1 forwards warm up, then one forward and
-        one backward in turn, then the backwards that are left. GPipe: all forwards, then all backwards.
-        """
-        ahead = self.microbatches
-        if self.schedule is JobSchedule.ONE_FORWARD_ONE_BACKWARD:
-            ahead = min(self.microbatches, self.stages - self.stage - 1)
-        found = [(Instruction.FORWARD, index) for index in range(ahead)]
-        for index in range(self.microbatches - ahead):
-            found += [(Instruction.FORWARD, ahead + index), (Instruction.BACKWARD, index)]
-        return found + [(Instruction.BACKWARD, index) for index in range(self.microbatches - ahead, self.microbatches)]
+    def holder(self, virtual_stage: int) -> int:
+        """Return the rank of this pipeline that holds a virtual stage."""
+        line = self.line
+        for stage in range(line.stages):
+            if any(line.virtual_stage(stage, chunk) == virtual_stage for chunk in range(line.chunks)):
+                return self.rank_of(self.pipeline, stage)
+        raise ValueError(f"there is no virtual stage {virtual_stage}")
+
+    def order(self) -> Order:
+        """Return what this rank runs in one iteration, in its schedule's order."""
+        return self.line.orders()[self.stage]
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Placement:
@@ -102,24 +121,50 @@ class Placement:
         rank = _number(given, names.ENV_RANK, least=0)
         if rank >= ranks:
             raise SimulatorError(f"{names.ENV_RANK} is {rank}, but there are {ranks} ranks")
-        try:
-            schedule = JobSchedule(given.get(names.ENV_SCHEDULE, JobSchedule.ONE_FORWARD_ONE_BACKWARD.value))
-        except ValueError:
-            known = ", ".join(each.value for each in JobSchedule)
-            raise SimulatorError(f"{names.ENV_SCHEDULE} must be one of {known}") from None
+        line = _line(given, stages)
         gpu = given.get(names.ENV_GPU_UUID) or given.get(names.ENV_VISIBLE_DEVICES, "")
         if not gpu.startswith("GPU-") or "," in gpu:
             raise SimulatorError(f"{names.ENV_VISIBLE_DEVICES} must name one GPU: request {names.GPU_RESOURCE}: 1")
         return cls(
             rank=rank,
-            stages=stages,
             pipelines=pipelines,
             tensor_parallel=tensor_parallel,
-            microbatches=_number(given, names.ENV_MICROBATCHES),
-            schedule=schedule,
+            line=line,
             gpu_uuid=gpu,
             addresses=_addresses(given, ranks),
         )
+
+
+def _line(given: Mapping[str, str], stages: int) -> Pipeline:
+    """Return the pipeline of the schedule that the environment names, or of the orders that it gives."""
+    try:
+        schedule = JobSchedule(given.get(names.ENV_SCHEDULE, JobSchedule.ONE_FORWARD_ONE_BACKWARD.value))
+    except ValueError:
+        known = ", ".join(each.value for each in JobSchedule)
+        raise SimulatorError(f"{names.ENV_SCHEDULE} must be one of {known}") from None
+    if schedule is JobSchedule.RECORDED:
+        return _given(given, stages)
+    microbatches, chunks = _number(given, names.ENV_MICROBATCHES), _number(given, names.ENV_CHUNKS, "1")
+    try:
+        line = Pipeline(stages, microbatches, schedule.planned, chunks=chunks)
+        line.orders()
+    except PipelineError as error:
+        raise SimulatorError(f"{names.ENV_SCHEDULE}: {error}") from None
+    return line
+
+
+def _given(given: Mapping[str, str], stages: int) -> Pipeline:
+    text = given.get(ENV_ORDERS, "")
+    try:
+        line = recorded_pipeline(PipelineOrders.model_validate_json(text))
+    except ValidationError as error:
+        raise SimulatorError(
+            f"{names.ENV_SCHEDULE} {JobSchedule.RECORDED.value} needs orders in {ENV_ORDERS}: {first_problem(error)}"
+        ) from None
+    problem = problem_of(line) if line.stages == stages else f"they are of {line.stages} stages, not {stages}"
+    if problem:
+        raise SimulatorError(f"{ENV_ORDERS}: {problem}")
+    return line
 
 
 def _addresses(given: Mapping[str, str], ranks: int) -> tuple[tuple[str, int], ...]:

@@ -7,15 +7,22 @@ them; the agent's side of the socket is in this process and keeps what it is tol
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent_side import AgentSide, read
 from perseus_api.instructions import Instruction
+from perseus_api.measurements import RankReport
 from perseus_api.messages import Boundary, BoundaryKind, Verdict, Welcome
+from perseus_api.orders import PipelineOrders
 from perseus_api.schedules import Schedule
-from perseus_planner import Pipeline
+from perseus_daemonset.ordering import OrderBooks
+from perseus_operator.recording import orders_of
+from perseus_planner import Pipeline, frontier
 from perseus_planner.given import load_orders, pipeline_of
+from perseus_planner.recorded import possible_placements, recorded_pipeline
+from perseus_simulator.testing import SPLIT, WHOLE, example_profile
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from frameworks.programs import TIMEOUT_SECONDS, program, results
@@ -116,6 +123,35 @@ def test_the_planner_loads_what_was_recorded(name: str, run: Run) -> None:
     if name in PLANNER:
         schedule, chunks = PLANNER[name]
         assert orders == Pipeline(RANKS, MICROBATCHES, schedule, chunks=chunks).orders()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_an_agent_keeps_of_it_becomes_a_plan_by_nobodys_word(name: str, run: Run) -> None:
+    reports = []
+    for rank in range(RANKS):
+        books, first = OrderBooks(), ITERATIONS * SCHEDULES.index(name)
+        for boundary in run.told[rank]:
+            if first <= boundary.iteration < first + ITERATIONS:
+                books.take(boundary)
+        reports.append(
+            RankReport(
+                namespace="research", job="gpt", job_uid="1", pipeline=0, stage=rank, tensor_rank=0, gpu=f"GPU-{rank}",
+                gpu_model="", driver="", supported_clocks=(), iteration=first + 1, connected=True, order=books.order(),
+            )
+        )  # fmt: skip
+    orders = orders_of(reports, RANKS)
+    assert isinstance(orders, PipelineOrders), orders
+    assert orders.v_shape == (name in V_SHAPED)
+    hooked = run.ranks[0][name]["hooked"]
+    pipeline = recorded_pipeline(PipelineOrders.decode(orders.encode()))
+    assert pipeline.orders() == load_orders(hooked["document"], v_shape=hooked["v_shape"])
+    profile = example_profile(pipeline.virtual_stages, instructions={**WHOLE, **SPLIT})
+    found = frontier(profile, pipeline, plans=3)
+    assert found.order == orders.order
+    assert found.plans[0].iteration_joules < found.fastest.iteration_joules, "there is something to save"
+    # Had the script not said how its chunks lie, what can run would have told; but for one.
+    possible = possible_placements(replace(pipeline, v_shape=False))
+    assert possible == ((False, True) if name == "LoopedBFS" else (name in V_SHAPED,))
 
 
 def test_split_backwards_are_seen_as_such(run: Run) -> None:

@@ -36,6 +36,7 @@ class Attached:
     def __init__(self, engine: Any, session: Session) -> None:
         """Use `attach`."""
         self.session = session
+        session.v_shape = False  # One chunk on each rank.
         self._engine = engine
         self._training = False
         self._shadows = Shadows()

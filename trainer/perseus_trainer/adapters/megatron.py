@@ -40,6 +40,7 @@ class Attached:
     def __init__(self, schedules: Any, session: Session) -> None:
         """Use `attach`."""
         self.session = session
+        session.v_shape = False
         self._training = False
         # Microbatch and chunk of the forwards whose backward is still to come, by their output.
         self._outputs: dict[int, tuple[int, int]] = {}

@@ -17,6 +17,7 @@ loops, and every other one backwards in V-schedules (ZBV, DualPipeV), which is h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from typing import Any
@@ -71,6 +72,8 @@ class Attached:
             self._shadows.take_away()
             raise
         setattr(schedule, _MARK, self)
+        with contextlib.suppress(AdapterProblem):  # The agent is told nothing then.
+            session.v_shape = self.v_shape
 
     def detach(self) -> None:
         """Give the schedule its own methods back."""

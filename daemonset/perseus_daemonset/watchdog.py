@@ -48,9 +48,16 @@ def watch(folder: Path) -> None:
 def _last_duty(folder: Path, journal: Journal) -> None:
     deadline = time.monotonic() + LAST_WAIT_SECONDS
     while True:
-        with holder_if_free(folder) as free:
-            if free or time.monotonic() > deadline:
-                _release(journal, "the agent ends and leaves %d locked GPUs")
+        try:
+            with holder_if_free(folder) as free:
+                if free or time.monotonic() > deadline:
+                    _release(journal, "the agent ends and leaves %d locked GPUs")
+                    return
+        except OSError as error:
+            # Whether the agent has ended cannot be told: it has its time.
+            if time.monotonic() > deadline:
+                logger.error("the agent's file lock: %s", error)
+                _release(journal, "the agent ends and may leave %d locked GPUs")
                 return
         time.sleep(0.05)
 

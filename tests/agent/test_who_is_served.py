@@ -7,10 +7,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from agent_process import AgentProcess, Kubelet, Trainer, eventually, make_plan, uid
 from perseus_api.messages import Hello, Verdict
+from perseus_daemonset.server import Server
 from perseus_simulator.node import KernelClient, SimulatedNode
 from test_metrics import value
 
@@ -267,6 +269,13 @@ def test_a_bad_boundary_ends_the_lease_and_frees_the_clock(
     trainer.connection.send(packet)
     eventually(lambda: agent.counters()["leases"] == 0, "the lease has ended")
     assert node.gpus[0].locked_range() is None
+
+
+def test_a_socket_that_cannot_be_removed_does_not_keep_the_agent_from_its_end(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run" / "agent.sock", None, None, None, None)  # type: ignore[arg-type]
+    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "run").write_text("no folder any more")
+    server.close()
 
 
 def test_a_thousand_connections_leave_a_served_rank_alone(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,45 +116,44 @@ AS_ANOTHER_USER = tuple(
 )
 
 
-def test_as_another_user_the_agent_may_not_write_its_journal(
-    training: Training, changed: Any, installation: Installation, gpus: SimulatedNode
-) -> None:
-    changed(*AS_ANOTHER_USER, becomes_ready=False)
-
-    def says() -> bool:
-        selector = "app.kubernetes.io/component=agent"
-        logs = ("logs", "-n", SYSTEM_NAMESPACE, "-l", selector, "-c", "agent", "--tail=-1")
-        return "Permission denied: '/var/lib/perseus/holder'" in installation.kubectl(*logs)
-
-    wait_until("it says so", says, 90)
-    assert not any(gpu.locked_range() for gpu in gpus.gpus)
-    assert not any(pod["status"].get("phase") == "Failed" for pod in training.pods()), "training goes on"
-
-
 @pytest.fixture
-def folders_of_another_user() -> Iterator[None]:
-    """The journal's and the socket's folder belong to the other user; to root again afterwards."""
-    folders = [Path(names.JOURNAL_FOLDER), Path(names.SOCKET_FOLDER)]
+def give_folders() -> Iterator[Callable[[int], None]]:
+    """Give the journal's and the socket's folder to a user; to root again afterwards."""
 
     def give(user: int) -> None:
-        for folder in folders:
+        for folder in (Path(names.JOURNAL_FOLDER), Path(names.SOCKET_FOLDER)):
             for path in [folder, *folder.rglob("*")]:
                 os.chown(path, user, user)
 
-    give(65532)
-    yield
+    yield give
     give(0)
 
 
-def test_as_another_user_with_folders_of_its_own_it_has_no_capability_and_the_kubelet_refuses_it(
-    training: Training, changed: Any, folders_of_another_user: None, installation: Installation, gpus: SimulatedNode
+def test_as_another_user_it_needs_folders_of_its_own_and_then_has_no_capability_and_no_kubelet(
+    training: Training,
+    changed: Any,
+    give_folders: Callable[[int], None],
+    installation: Installation,
+    gpus: SimulatedNode,
 ) -> None:
-    changed(*AS_ANOTHER_USER)
+    changed(*AS_ANOTHER_USER, becomes_ready=False)
+
+    def says_why() -> bool:
+        logs = ("logs", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/component=agent", "-c", "agent", "--tail=-1")
+        try:
+            return "Permission denied: '/var/lib/perseus/holder'" in installation.kubectl(*logs)
+        except TestbedError:
+            return False  # The container has not started yet.
+
+    wait_until("it may not write its journal", says_why, 90)
+    give_folders(65532)
+    roll(installation)
     (pid,) = processes_of_pod(str(pod_of(installation, "agent")["metadata"]["uid"]), "run")
     status = status_of(pid)
     assert (int(status["CapPrm"], 16), int(status["CapEff"], 16)) == (0, 0), "capabilities are given to user 0"
     wait_until("everybody is refused", lambda: refusals(installation).get("kubelet_unavailable", 0) >= 1, 90)
     assert not any(gpu.locked_range() for gpu in gpus.gpus)
+    assert not any(pod["status"].get("phase") == "Failed" for pod in training.pods()), "training goes on"
 
 
 def ranks(installation: Installation) -> list[dict[str, Any]]:

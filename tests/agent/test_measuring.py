@@ -244,6 +244,18 @@ def test_a_reader_that_is_late_now_and_then_tells_no_wrong_moment() -> None:
             assert min(offset, period - offset) < 3 * MILLISECOND
 
 
+def test_a_reader_that_was_not_scheduled_for_a_while_does_not_look_ever_earlier() -> None:
+    finder, now, period = RefreshFinder(), 0, 100 * MILLISECOND
+    for _ in range(80):  # Each read comes half a second late, and shows a refresh that nobody can date.
+        now = max(now + 1, finder.next_read_nanoseconds) + 500 * MILLISECOND
+        assert finder.read(now, now + 20_000, float(now // period)) is None
+    end, found = now + 3 * SECOND, 0
+    while now < end:
+        now = max(now + 1, finder.next_read_nanoseconds)
+        found += finder.read(now, now + 20_000, float(now // period)) is not None
+    assert found > 20
+
+
 def test_powers_are_told_apart_and_so_is_what_cannot_be() -> None:
     fit: PowerFit[str] = PowerFit()
     fit.add({"a": 0.1, "b": 0.1}, 35.0)

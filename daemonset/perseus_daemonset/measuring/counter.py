@@ -78,7 +78,8 @@ class RefreshFinder:
 
     def _missed(self, now: int) -> None:
         """The refresh came before we looked: look earlier next time, or search if there is no pattern."""
-        self._lead *= 2
+        # While there is no period there is nothing to be early for.
+        self._lead = LEAD_NANOSECONDS if self._period is None else 2 * self._lead
         if self._period is not None and self._lead > self._period / 2:
             self._period, self._lead = None, LEAD_NANOSECONDS
         self._refresh = self._refresh if self._period is not None else None
@@ -88,10 +89,10 @@ class RefreshFinder:
         if self._period is None or self._refresh is None:
             self.next_read_nanoseconds = now + SEARCH_NANOSECONDS
             return
-        due = self._refresh + self._period
-        while due - self._lead <= now:
-            due += self._period
-        self.next_read_nanoseconds = int(due - self._lead)
+        early = self._refresh + self._period - self._lead
+        if early <= now:
+            early += ((now - early) // self._period + 1) * self._period
+        self.next_read_nanoseconds = int(early)
 
     def _wait(self, now: int) -> None:
         step = SEARCH_NANOSECONDS if self._period is None else CLOSE_NANOSECONDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from harness.comparison import differences, doubled_events, plan_troubles, shifted
@@ -42,14 +42,26 @@ def undisturbed(stage: Stage, namespace: str = "calm") -> Outcome:
     return outcome
 
 
-def kill_at(stage: Stage, calm: Outcome, write: int, moment: Moment) -> Kill:
-    """Play a life in which the operator is killed once, and compare."""
+def kill_at(
+    stage: Stage, calm: Outcome, write: int, moment: Moment, matches: Callable[[Request], bool] | None = None
+) -> Kill:
+    """Play a life in which the operator is killed once, and compare.
+
+    Args:
+        stage: where.
+        calm: the undisturbed life.
+        write: number of the write at which it is killed.
+        moment: before the API server saw it, or after it did it.
+        matches: the first write of which this is true, instead of the one of that number: a life on a busy machine may
+            have one write more or less than the undisturbed one.
+    """
+    chosen = matches or (lambda request: request.write == write)
     kill = Kill(write, moment)
     stage.operator.kill()
     stage.proxy.clear()
 
     def fault(request: Request, when: Moment) -> Answer | None:
-        if kill.request or request.write != write or when is not moment:
+        if kill.request or not request.write or when is not moment or not chosen(request):
             return None
         kill.request = f"{request.method} {request.path}"
         stage.operator.kill()

@@ -65,7 +65,7 @@ class BareCluster:
         self.kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(listed))
 
     def find(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        """Return a ConfigMap, PerseusJob or Job, or None; asked for often, so not by a process for each."""
+        """Return an object, or None; of kinds that are asked for often not by a process for each."""
         match kind:
             case "configmap":
                 path = core_path("configmaps", namespace, name)
@@ -74,7 +74,9 @@ class BareCluster:
             case "job":
                 path = batch_path(namespace, name)
             case _:
-                raise ValueError(f"{kind} is not known here: use kubectl")
+                text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+                found: dict[str, Any] | None = json.loads(text) if text.strip() else None
+                return found
         return self.plane.client.get(path)
 
     def children(self, namespace: str, job: str) -> dict[str, dict[str, Any]]:

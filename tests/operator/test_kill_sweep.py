@@ -55,7 +55,7 @@ def test_killed_at_a_write_the_operator_comes_to_the_same_end(
     stage: Stage, calm: Outcome, first_writes: dict[str, int], index: int
 ) -> None:
     moment = (Moment.BEFORE, Moment.AFTER)[index % 2]
-    kill = kill_at(stage, calm, first_writes[KINDS[index]], moment)
+    kill = kill_at(stage, calm, first_writes[KINDS[index]], moment, lambda request: kind(request) == KINDS[index])
     assert kill.request, "nobody was killed"
     assert kill.found == []
 

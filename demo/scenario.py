@@ -10,6 +10,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,7 +62,11 @@ class Run:
 
 
 def run_scenario(
-    installation: Installation, narrator: Narrator, namespace: str = "default", given_profile: bool = False
+    installation: Installation,
+    narrator: Narrator,
+    namespace: str = "default",
+    given_profile: bool = False,
+    undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Run:
     """Play the whole story on a cluster that has the operator and 16 simulated GPUs.
 
@@ -71,6 +76,7 @@ def run_scenario(
         namespace: of the job.
         given_profile: whether the job comes with a profile; else it is measured while the job trains, or found in the
             cache where an earlier demonstration has measured it.
+        undisturbed: entered once training is planned, until the straggler has recovered.
 
     Raises:
         TimeoutError: something that should happen did not; the text says what.
@@ -81,9 +87,10 @@ def run_scenario(
         story.apply()
         baseline = story.run_unlocked()
         profiling = None if given_profile else story.watch_the_sweep()
-        planned = story.run_planned(baseline)
-        straggler, reaction = story.heat_a_gpu(baseline, planned)
-        recovered, recovery = story.cool_the_gpu(planned, reaction)
+        with undisturbed():
+            planned = story.run_planned(baseline)
+            straggler, reaction = story.heat_a_gpu(baseline, planned)
+            recovered, recovery = story.cool_the_gpu(planned, reaction)
         frontier = story.frontier()
         clock_changes = int(sum(rank.clock_changes for rank in recorder.samples[-1].ranks.values()))
         locks_left, objects_left = story.delete()

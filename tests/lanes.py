@@ -2,18 +2,51 @@
 
 There is one cluster, so its tests keep to one worker, in their order and before all others: they mostly wait. The
 others are spread by file over the remaining workers, and run only where the cluster's processes leave a core idle:
-times are measured there. Not by marks (`--dist loadgroup`): pytest-xdist 3.8 does not find them under pytest 9.2.
+times are measured there. What must not be disturbed at all waits until they pause (`alone`). Not by marks
+(`--dist loadgroup`): pytest-xdist 3.8 does not find them under pytest 9.2.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 ON_THE_CLUSTER = ("tests/cluster/", "tests/crd/", "tests/testbed/")
+# Whoever wants to be alone holds the gate, so that no test begins, until those that run have ended.
+_GATE, _RUNNING = (Path(tempfile.gettempdir()) / f"perseus-tests-{os.getuid()}-{name}" for name in ("gate", "running"))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let no test of another worker run meanwhile."""
+    with _held(_GATE, fcntl.LOCK_EX), _held(_RUNNING, fcntl.LOCK_EX):
+        yield
+
+
+@contextlib.contextmanager
+def _beside_others() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with _held(_GATE, fcntl.LOCK_EX):
+            stack.enter_context(_held(_RUNNING, fcntl.LOCK_SH))
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, kind: int) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, kind)
+        try:
+            yield
+        finally:
+            # Closing would not do: a process that a test forked and left behind has the file open, too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def lane(nodeid: str) -> str:
@@ -41,10 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: lane(item.nodeid) != "cluster")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let the processes of other tests give way to those on the cluster."""
-    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
-        policy = os.SCHED_OTHER if lane(item.nodeid) == "cluster" else os.SCHED_IDLE
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let the processes of other tests give way to those on the cluster, or pause."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    on_the_cluster = lane(item.nodeid) == "cluster"
+    if os.geteuid() == 0:
+        policy = os.SCHED_OTHER if on_the_cluster else os.SCHED_IDLE
         with contextlib.suppress(PermissionError):  # A sandbox may forbid it: then all run alike.
             os.sched_setscheduler(0, policy, os.sched_param(0))
+    with contextlib.nullcontext() if on_the_cluster else _beside_others():
+        return (yield)

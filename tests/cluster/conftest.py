@@ -13,6 +13,7 @@ from perseus_simulator.node import SimulatedNode
 from demo.narration import Narrator
 from demo.scenario import Run, run_scenario
 from testbed.installation import Installation, install
+from tests.lanes import alone
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,7 +32,7 @@ def installation() -> Installation:
 def demonstration(installation: Installation) -> Run:
     """The demonstration, played once for all who look at it; what an earlier one measured is measured again."""
     installation.kubectl("delete", "configmap", "-n", "default", "-l", names.LABEL_FINGERPRINT)
-    return run_scenario(installation, Narrator())
+    return run_scenario(installation, Narrator(), undisturbed=alone)
 
 
 @pytest.fixture

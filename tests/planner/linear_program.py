@@ -8,13 +8,20 @@ from perseus_planner.costs import PICOSECONDS, CostTable
 from perseus_planner.dag import Dag
 
 
+def silent_solver() -> highspy.Highs:
+    """Return a solver with one thread: all of a process must have as many, or HiGHS refuses the later ones."""
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", 1)
+    return solver
+
+
 class Relaxation:
     """Least cost at any time; one model, of which only the time changes from one solve to the next."""
 
     def __init__(self, dag: Dag, costs: CostTable) -> None:
         """Build the model: a begin for each node, and how much of each segment of its hull it uses."""
-        self._solver = highspy.Highs()
-        self._solver.setOptionValue("output_flag", False)
+        self._solver = silent_solver()
         for tolerance in ("primal_feasibility_tolerance", "dual_feasibility_tolerance"):
             self._solver.setOptionValue(tolerance, 1e-10)
         infinity = highspy.kHighsInf

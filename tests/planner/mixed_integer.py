@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import highspy
 from perseus_planner.costs import PICOSECONDS
 from perseus_planner.problem import Problem
+
+sys.path.insert(0, str(Path(__file__).parent))
+from linear_program import silent_solver
 
 _SECONDS = 60.0
 
@@ -13,8 +19,8 @@ def least_cost(problem: Problem, limit_picoseconds: int) -> float:
     """Least cost in joules of any choice of measured clocks within the limit; cost is as in `Problem.cost_joules`."""
     dag, costs = problem.dag, problem.costs
     limit = limit_picoseconds / PICOSECONDS * (1 + 1e-7)  # more than the solver's tolerances take away
-    solver = highspy.Highs()
-    for option, value in (("output_flag", False), ("time_limit", _SECONDS), ("mip_rel_gap", 0.0), ("threads", 1)):
+    solver = silent_solver()
+    for option, value in (("time_limit", _SECONDS), ("mip_rel_gap", 0.0)):
         solver.setOptionValue(option, value)
     begins = [solver.addVariable(0, limit) for _ in range(dag.nodes)]
     ends, total = [], 0.0

@@ -43,9 +43,11 @@ def frontier_data(stages: int = STAGES, microbatches: int = MICROBATCHES, second
     return {names.FRONTIER_KEY: base64.b64encode(frontier_of(stages, microbatches, seconds).encode()).decode()}
 
 
-def profile_config_map(name: str = "profile", seconds: float = 0.05, stages: int = STAGES, **replaced: str) -> Document:
+def profile_config_map(
+    name: str = "profile", seconds: float = 0.05, stages: int = STAGES, split: bool = False, **replaced: str
+) -> Document:
     """A valid profile."""
-    data = {names.PROFILE_CSV_KEY: csv_of(stages, seconds), names.PROFILE_HEADER_KEY: HEADER, **replaced}
+    data = {names.PROFILE_CSV_KEY: csv_of(stages, seconds, split), names.PROFILE_HEADER_KEY: HEADER, **replaced}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 

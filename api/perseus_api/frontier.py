@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from perseus_api.durations import StageSeconds
 from perseus_api.encoding import decode, encode, validated
-from perseus_api.instructions import TUNABLE_INSTRUCTIONS
+from perseus_api.instructions import LONGEST_ORDER, TUNABLE_INSTRUCTIONS
 from perseus_api.schedules import Schedule
 
 SCHEMA_VERSION = 1
@@ -24,7 +24,8 @@ Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Joules = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Watts = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
 Megahertz = Annotated[int, Field(ge=0, le=100_000)]
-Order = Annotated[str, Field(min_length=1, max_length=65_536, pattern=r"^[A-Z]+$")]
+Chunk = Annotated[int, Field(ge=0, le=255)]  # model chunk of a rank
+Order = Annotated[str, Field(min_length=1, max_length=LONGEST_ORDER, pattern=r"^[A-Z]+$")]
 
 
 class _Document(BaseModel):
@@ -95,7 +96,7 @@ class Frontier(_Document):
     stage_blocking_power_watts: Annotated[tuple[Watts, ...], Field(max_length=256)] = ()
     order: Annotated[tuple[Order, ...], Field(max_length=256)]
     microbatches: tuple[tuple[int, ...], ...]
-    chunks: tuple[tuple[Annotated[int, Field(ge=0, le=255)], ...], ...] = ()
+    chunks: tuple[tuple[Chunk, ...], ...] = ()
     fastest: RealisedPlan
     fastest_stage_joules: tuple[Joules, ...]
     plans: Annotated[tuple[RealisedPlan, ...], Field(min_length=1, max_length=4096)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+LONGEST_ORDER = 65_536  # instructions of one rank in one iteration: what a document holds
+
 
 class Instruction(StrEnum):
     """One kind of work that a pipeline stage does for a microbatch or once in an iteration."""

@@ -13,9 +13,9 @@ from pydantic.alias_generators import to_camel
 
 from perseus_api.encoding import first_problem
 from perseus_api.errors import DocumentError
-from perseus_api.frontier import Joules, Order, Seconds, Watts
-from perseus_api.instructions import Instruction
-from perseus_api.orders import Chunk, Microbatch
+from perseus_api.frontier import Chunk, Joules, Order, Seconds, Watts
+from perseus_api.instructions import LONGEST_ORDER, Instruction
+from perseus_api.orders import Microbatch
 
 MAXIMUM_REPORT_BYTES = 16 * 1024 * 1024
 MAXIMUM_ORDER_ENTRIES = 1_000_000  # of all ranks on a page: the orders of more are left out
@@ -43,7 +43,7 @@ class InstructionRow(_Document):
     """
 
     instruction: Instruction
-    chunk: Annotated[int, Field(ge=0, le=255)] = 0
+    chunk: Chunk = 0
     frequency_megahertz: Clock
     samples: Index
     time_seconds: Seconds
@@ -79,8 +79,8 @@ class RankOrder(_Document):
     """
 
     letters: Order
-    microbatches: Annotated[tuple[Microbatch, ...], Field(max_length=65_536)]
-    chunks: Annotated[tuple[Chunk, ...], Field(max_length=65_536)] = ()
+    microbatches: Annotated[tuple[Microbatch, ...], Field(max_length=LONGEST_ORDER)]
+    chunks: Annotated[tuple[Chunk, ...], Field(max_length=LONGEST_ORDER)] = ()
     placement: Annotated[int, Field(ge=0, le=2)] = 0
     repeats: Index = 1
 

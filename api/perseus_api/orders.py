@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from perseus_api.encoding import checksum, decode, encode, validated
-from perseus_api.frontier import Order
+from perseus_api.frontier import Chunk, Order
 from perseus_api.instructions import Instruction
 
 SCHEMA_VERSION = 1
 MAXIMUM_BYTES = 900_000  # of a ConfigMap's content, which may have a mebibyte
 Microbatch = Annotated[int, Field(ge=0, le=4095)]
-Chunk = Annotated[int, Field(ge=0, le=255)]
 
 
 class PipelineOrders(BaseModel):

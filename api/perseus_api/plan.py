@@ -15,10 +15,9 @@ from pydantic.alias_generators import to_camel
 
 from perseus_api.durations import StageSeconds
 from perseus_api.encoding import decode, encode, validated
-from perseus_api.frontier import Joules, Megahertz, Order, Seconds, Watts, check_clocks
+from perseus_api.frontier import Chunk, Joules, Megahertz, Order, Seconds, Watts, check_clocks
 
 SCHEMA_VERSION = 1
-Chunks = tuple[Annotated[int, Field(ge=0, le=255)], ...]
 
 
 class _Document(BaseModel):
@@ -138,7 +137,7 @@ class Plan(_Document):
     generation: Annotated[int, Field(ge=1, le=2**53)]
     first_iteration: Annotated[int, Field(ge=0, le=2**53)]
     order: Annotated[tuple[Order, ...], Field(min_length=1, max_length=256)]
-    chunks: Annotated[tuple[Chunks, ...], Field(max_length=256)] = ()
+    chunks: Annotated[tuple[tuple[Chunk, ...], ...], Field(max_length=256)] = ()
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=64)]
     pipelines: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=65_536)]
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1

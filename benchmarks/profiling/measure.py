@@ -21,6 +21,7 @@ from perseus_operator.profiling.sweeping import SweepSettings
 from perseus_planner import NoSlowdown, Pipeline, plan
 from perseus_planner.planning import Planned
 from perseus_planner.replay import Replay, ReplayStep, replay
+from perseus_planner.steps import letters
 from perseus_simulator.main import read_profile
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import example_profile
@@ -133,7 +134,7 @@ def _run_windows(rig: Rig, clocks: tuple[int, ...], length: int) -> Measured:
     rig.push(
         Plan(
             job=JOB, generation=1, first_iteration=first,
-            order=tuple("".join(step.instruction.code for step in order) for order in orders),
+            order=tuple(letters(order) for order in orders),
             variants=tuple(variants), pipelines=(0,),
             baseline=Baseline(iteration_seconds=1.0, stage_joules=(0.0, 0.0), blocking_power_watts=0.0),
             sweep=Sweep(measurement="labels", windows=tuple(windows)),

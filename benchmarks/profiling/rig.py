@@ -33,6 +33,7 @@ from perseus_operator.profiling.sweeping import (
     sweep_plan,
 )
 from perseus_planner import Pipeline
+from perseus_planner.steps import letters
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
 from perseus_simulator.workload.placement import ENV_ORDERS, ENV_PEER_ADDRESSES
@@ -155,7 +156,7 @@ def _orders(pipeline: Pipeline) -> dict[str, str]:
         return {}
     orders = pipeline.orders()
     document = PipelineOrders(
-        order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        order=tuple(letters(order) for order in orders),
         microbatches=tuple(tuple(step.microbatch for step in order) for order in orders),
         chunks=tuple(tuple(step.chunk for step in order) for order in orders),
         v_shape=pipeline.v_shape,

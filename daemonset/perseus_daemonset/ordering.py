@@ -6,11 +6,10 @@ makes an order that does not come again.
 
 from __future__ import annotations
 
-from perseus_api.instructions import Instruction
+from perseus_api.instructions import LONGEST_ORDER, Instruction
 from perseus_api.measurements import RankOrder
 from perseus_api.messages import Boundary, BoundaryKind
 
-MAXIMUM_ENTRIES = 65_536  # of one iteration: what an order in a document may have
 Ran = tuple[Instruction | None, int, int]  # instruction, microbatch, chunk
 
 
@@ -29,7 +28,7 @@ class OrderBooks:
         """Take one boundary."""
         kind, running = boundary.kind, self._running
         if kind is BoundaryKind.INSTRUCTION_BEGIN:
-            if running is not None and len(running) <= MAXIMUM_ENTRIES:
+            if running is not None and len(running) <= LONGEST_ORDER:
                 running.append(boundary[3:])
         elif kind is BoundaryKind.INSTRUCTION_END:
             self._ends += 1
@@ -44,7 +43,7 @@ class OrderBooks:
         """The trainer's connection ended: what runs is no whole iteration."""
         self._running = None
 
-    def order(self, most: int = MAXIMUM_ENTRIES) -> RankOrder | None:
+    def order(self, most: int = LONGEST_ORDER) -> RankOrder | None:
         """Return the order of the last whole iteration; None before there was one, or if it has more entries."""
         ran, placement, repeats = self._last
         if not 0 < len(ran) <= most:
@@ -60,7 +59,7 @@ class OrderBooks:
 
     def _finish(self, running: list[Ran]) -> None:
         # A begin or an end that was dropped leaves their numbers unequal.
-        if self._ends != len(running) or len(running) > MAXIMUM_ENTRIES:
+        if self._ends != len(running) or len(running) > LONGEST_ORDER:
             return
         last, placement, repeats = self._last
         same = placement == self._placement and last == running

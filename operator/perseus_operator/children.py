@@ -16,6 +16,7 @@ from perseus_api.job import PerseusJobSpec
 from perseus_api.schedules import JobSchedule
 from perseus_planner import Pipeline
 
+from perseus_operator.profiles import stamped
 from perseus_operator.recording import Recorded
 from perseus_operator.settings import Settings
 from perseus_operator.shapes import pipeline_of_job
@@ -78,7 +79,7 @@ class Builder:
 
     def stamp(self, checksum: str) -> str:
         """Return what identifies a profile and, where they were recorded, the orders that it is planned with."""
-        return f"{checksum}+{self.recorded.digest}" if self.recorded else checksum
+        return stamped(checksum, self.recorded.digest if self.recorded else "")
 
     @property
     def optimiser_name(self) -> str:

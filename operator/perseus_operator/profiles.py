@@ -173,6 +173,14 @@ def _check_rows(
             )
 
 
+def stamped(checksum: str, digest: str) -> str:
+    """Return what identifies a profile and, where they were recorded, the orders that it is planned with.
+
+    The operator asks for a frontier of it, and the optimisation pod makes sure that it has the same.
+    """
+    return f"{checksum}+{digest}" if digest else checksum
+
+
 def profile_checksum(csv_text: str, header_text: str) -> str:
     """Return what identifies a profile's content, as ``sha256:HEX``."""
     content = f"{len(csv_text)}\0{csv_text}\0{header_text}"

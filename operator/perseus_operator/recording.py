@@ -18,6 +18,8 @@ from perseus_api.profile import MAXIMUM_STAGES
 from perseus_planner import Pipeline
 from perseus_planner.recorded import possible_placements, problem_of, recorded_pipeline
 
+from perseus_operator.profiling.merging import unreported
+
 AGREEING_ITERATIONS = 2
 
 
@@ -60,10 +62,9 @@ def orders_of(reports: Sequence[RankReport], stages: int) -> PipelineOrders | Un
         (report for report in reports if report.connected),
         key=lambda report: (report.pipeline, report.stage, report.tensor_rank),
     )
-    missing = [stage for stage in range(stages) if not any(report.stage == stage for report in connected)]
+    missing = unreported(connected, stages)
     if missing:
-        told = ", ".join(str(stage) for stage in missing[:10])
-        return Unrecorded(Reason.RECORDING, f"no agent reports a rank of stage {told} yet")
+        return Unrecorded(Reason.RECORDING, missing)
     first: dict[int, tuple[RankReport, RankOrder]] = {}
     for report in connected:
         order = report.order

@@ -17,9 +17,10 @@ from typing import Any
 
 import aiohttp
 
+from perseus_operator.bodies import bounded_body
+
 MAXIMUM_ANSWER_BYTES = 64 * 1024 * 1024
 TIMEOUT_SECONDS = 5.0
-_CHUNK_BYTES = 1 << 18
 Sample = tuple[dict[str, str], float]
 
 
@@ -89,7 +90,9 @@ class Connection:
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds + 0.5),
                 allow_redirects=False,
             ) as response:
-                found = await _bounded(response, maximum_bytes)
+                found = await bounded_body(response, maximum_bytes)
+                if len(found) > maximum_bytes:
+                    raise NoAnswer(f"Prometheus's answer has more than {maximum_bytes} bytes")
                 if response.status != 200:
                     raise NoAnswer(f"Prometheus answered {response.status}{_its_words(found)}")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -148,17 +151,6 @@ def samples(data: Any) -> list[Sample]:
         return found
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise NoAnswer("this is no answer of Prometheus") from None
-
-
-async def _bounded(response: aiohttp.ClientResponse, maximum_bytes: int) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_chunked(_CHUNK_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size > maximum_bytes:
-            response.close()
-            raise NoAnswer(f"Prometheus's answer has more than {maximum_bytes} bytes")
-    return b"".join(parts)
 
 
 def _its_words(body: bytes) -> str:

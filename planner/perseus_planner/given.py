@@ -19,15 +19,13 @@ import json
 from typing import Any
 
 from perseus_api.errors import DocumentError
-from perseus_api.instructions import Instruction
+from perseus_api.instructions import LONGEST_ORDER, Instruction
 from perseus_api.profile import MAXIMUM_STAGES
-from perseus_api.schedules import Schedule
 
 from perseus_planner.dag import build_dag
 from perseus_planner.pipeline import Order, Pipeline, Step
 
 MAXIMUM_BYTES = 64 * 1024 * 1024
-MAXIMUM_ENTRIES = 65_536  # of one stage: what an order in a document may have
 MAXIMUM_ALL_ENTRIES = 4 * 1024 * 1024
 MAXIMUM_MICROBATCH = 4095
 MAXIMUM_CHUNK = 255
@@ -61,19 +59,6 @@ def load_orders(text: str | bytes, v_shape: bool = False) -> tuple[Order, ...]:
         orders = _compact(document)
     _check_graph(orders, v_shape)
     return orders
-
-
-def pipeline_of(orders: tuple[Order, ...], v_shape: bool = False) -> Pipeline:
-    """Return the pipeline that given orders are of: as many microbatches and chunks as they name."""
-    steps = [step for order in orders for step in order]
-    return Pipeline(
-        stages=len(orders),
-        microbatches=1 + max(step.microbatch for step in steps),
-        schedule=Schedule.CUSTOM,
-        chunks=1 + max(step.chunk for step in steps),
-        orders_given=orders,
-        v_shape=v_shape,
-    )
 
 
 def _check_keys(document: dict[str, Any], known: set[str]) -> None:
@@ -136,8 +121,8 @@ def _lists(given: object, name: str) -> list[list[Any]]:
     if not isinstance(given, list) or not 1 <= len(given) <= MAXIMUM_STAGES:
         raise DocumentError(f"{name} must be a list of 1 to {MAXIMUM_STAGES} stages")
     for stage, each in enumerate(given):
-        if not isinstance(each, list) or not 1 <= len(each) <= MAXIMUM_ENTRIES:
-            raise DocumentError(f"{name}: stage {stage} must have from 1 to {MAXIMUM_ENTRIES} entries")
+        if not isinstance(each, list) or not 1 <= len(each) <= LONGEST_ORDER:
+            raise DocumentError(f"{name}: stage {stage} must have from 1 to {LONGEST_ORDER} entries")
     count = sum(len(each) for each in given)
     if count > MAXIMUM_ALL_ENTRIES:
         raise DocumentError(f"{name} has {count} entries; at most {MAXIMUM_ALL_ENTRIES} are read")
@@ -161,19 +146,15 @@ def _number(place: str, name: str, given: object, most: int) -> int:
 
 
 def _check_graph(orders: tuple[Order, ...], v_shape: bool) -> None:
-    pipeline = pipeline_of(orders, v_shape)
+    pipeline = Pipeline.of_orders(orders, v_shape=v_shape)
     if pipeline.virtual_stages > MAXIMUM_STAGES:
         raise DocumentError(
             f"{pipeline.stages} stages of {pipeline.chunks} chunks are {pipeline.virtual_stages} virtual stages; "
             f"a profile measures at most {MAXIMUM_STAGES}"
         )
-    held = [{step.chunk for step in order if step.instruction is Instruction.FORWARD} for order in orders]
-    for stage, chunks in enumerate(held):
-        lacking = sorted(set(range(pipeline.chunks)) - chunks)
-        if lacking:
-            raise DocumentError(
-                f"stage {stage} runs no forward of chunk {lacking[0]}: each stage must run all of {pipeline.chunks}"
-            )
+    lacking = pipeline.lacking_chunk()
+    if lacking:
+        raise DocumentError(lacking)
     try:
         build_dag(orders, pipeline)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from perseus_api.instructions import Instruction
 from perseus_api.schedules import Schedule
 
 from perseus_planner import orders as generators
@@ -60,6 +61,29 @@ class Pipeline:
             raise PipelineError(f"v_shape is for the schedule Custom; where chunks of {name} are is known")
         if self.orders_given is not None:
             self._check_given(self.orders_given)
+
+    @classmethod
+    def of_orders(cls, orders: tuple[Order, ...], tensor_parallel: int = 1, v_shape: bool = False) -> Pipeline:
+        """Return the pipeline that given orders are of: as many microbatches and chunks as they name."""
+        steps = [step for order in orders for step in order]
+        return cls(
+            stages=len(orders),
+            microbatches=1 + max(step.microbatch for step in steps),
+            schedule=Schedule.CUSTOM,
+            tensor_parallel=tensor_parallel,
+            chunks=1 + max(step.chunk for step in steps),
+            orders_given=orders,
+            v_shape=v_shape,
+        )
+
+    def lacking_chunk(self) -> str:
+        """Return which stage leaves a chunk out, as a sentence; empty if each runs all of them."""
+        for stage, order in enumerate(self.orders()):
+            held = {step.chunk for step in order if step.instruction is Instruction.FORWARD}
+            lacking = sorted(set(range(self.chunks)) - held)
+            if lacking:
+                return f"stage {stage} runs no forward of chunk {lacking[0]}: each stage must run all of {self.chunks}"
+        return ""
 
     @property
     def virtual_stages(self) -> int:

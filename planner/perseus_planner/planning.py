@@ -17,6 +17,7 @@ from perseus_planner.objective import Deadline, MaximumSlowdown, MinimumEnergy, 
 from perseus_planner.pipeline import Pipeline
 from perseus_planner.problem import PlannedStep, Problem
 from perseus_planner.realise import SEARCH_STEPS
+from perseus_planner.steps import letters
 from perseus_planner.sweep import Sweep
 from perseus_planner.switched import Switching, realise_bounded, switches_of
 from perseus_planner.switching import SwitchBound
@@ -171,7 +172,7 @@ def frontier(
         profile_checksum=profile_checksum,
         blocking_power_watts=problem.watts[0] if alike else sum(problem.watts) / len(problem.watts),
         stage_blocking_power_watts=() if alike else problem.watts,
-        order=tuple("".join(step.instruction.code for step in order) for order in problem.orders),
+        order=tuple(letters(order) for order in problem.orders),
         microbatches=tuple(tuple(step.microbatch for step in order) for order in problem.orders),
         chunks=tuple(tuple(step.chunk for step in order) for order in problem.orders) if pipeline.chunks > 1 else (),
         fastest=fastest,

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from perseus_api.instructions import Instruction
 from perseus_api.orders import PipelineOrders
-from perseus_api.schedules import Schedule
 
 from perseus_planner.pipeline import Pipeline
 from perseus_planner.playing import play
@@ -24,24 +23,14 @@ def recorded_pipeline(orders: PipelineOrders, tensor_parallel: int = 1) -> Pipel
         tuple(Step(Instruction.from_code(letter), *place) for letter, *place in zip(*stage, strict=True))
         for stage in zip(orders.order, orders.microbatches, chunks, strict=True)
     )
-    return Pipeline(
-        stages=len(given),
-        microbatches=1 + max(step.microbatch for order in given for step in order),
-        schedule=Schedule.CUSTOM,
-        tensor_parallel=tensor_parallel,
-        chunks=1 + max(step.chunk for order in given for step in order),
-        orders_given=given,
-        v_shape=orders.v_shape,
-    )
+    return Pipeline.of_orders(given, tensor_parallel, orders.v_shape)
 
 
 def problem_of(pipeline: Pipeline) -> str:
     """Return why orders cannot run as a pipeline, naming stage and entry; empty if they can."""
-    for stage, order in enumerate(pipeline.orders()):
-        held = {step.chunk for step in order if step.instruction is Instruction.FORWARD}
-        lacking = sorted(set(range(pipeline.chunks)) - held)
-        if lacking:
-            return f"stage {stage} runs no forward of chunk {lacking[0]}: each stage must run all of {pipeline.chunks}"
+    lacking = pipeline.lacking_chunk()
+    if lacking:
+        return lacking
     stuck = play(pipeline, lambda *_: 1.0).stuck
     if not stuck:
         return ""

@@ -71,6 +71,24 @@ def _mark(rows: Integers, node: int, end: int, marks: Words) -> None:  # pragma:
 
 
 @inlined
+def _take(
+    node: int, option: int, picoseconds: Integers, trial: Integers, durations: Integers, mirrored: Integers,
+    ends: Integers, tails: Integers, after: Integers, ahead: Integers, high: int, tail_high: int, marks: Words,
+    tail_marks: Words,
+) -> None:  # fmt: skip  # pragma: no cover
+    """Let a node take an option; who follows it, in the graph and in its mirror, is marked."""
+    mirror = len(trial) - 1 - node
+    by = picoseconds[option] - durations[node]
+    trial[node] = option
+    durations[node] += by
+    mirrored[mirror] += by
+    ends[node] += by
+    tails[mirror] += by
+    _mark(after, node, high, marks)
+    _mark(ahead, mirror, tail_high, tail_marks)
+
+
+@inlined
 def _settle(
     before: Integers, after: Integers, durations: Integers, ends: Integers, marks: Words, low: int, until: int,
     high: int,
@@ -205,15 +223,10 @@ def ruin_and_recreate(
                     node = group[other]
                     group[other], group[index] = group[index], node
                     if trial[node] != first[node]:
-                        mirror = nodes - 1 - node
-                        by = picoseconds[first[node]] - durations[node]
-                        trial[node] = first[node]
-                        durations[node] += by
-                        mirrored[mirror] += by
-                        ends[node] += by
-                        tails[mirror] += by
-                        _mark(after, node, high, marks)
-                        _mark(ahead, mirror, tail_high, tail_marks)
+                        _take(
+                            node, first[node], picoseconds, trial, durations, mirrored, ends, tails, after, ahead, high,
+                            tail_high, marks, tail_marks,
+                        )  # fmt: skip
                 change = np.float64(0.0)
                 moved = False
                 for index in range(count):
@@ -233,14 +246,10 @@ def ruin_and_recreate(
                             least = value
                             option = other
                     if option != trial[node]:
-                        by = picoseconds[option] - durations[node]
-                        trial[node] = option
-                        durations[node] += by
-                        mirrored[mirror] += by
-                        ends[node] += by
-                        tails[mirror] += by
-                        _mark(after, node, high, marks)
-                        _mark(ahead, mirror, tail_high, tail_marks)
+                        _take(
+                            node, option, picoseconds, trial, durations, mirrored, ends, tails, after, ahead, high,
+                            tail_high, marks, tail_marks,
+                        )  # fmt: skip
                     if option != current[node]:
                         moved = True
                         change += joules[option] - joules[current[node]]

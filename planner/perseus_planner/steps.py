@@ -22,3 +22,8 @@ class Step(NamedTuple):
 
 
 Order = tuple[Step, ...]  # of one rank
+
+
+def letters(order: Order) -> str:
+    """Return an order as documents have it: a letter for each instruction."""
+    return "".join(step.instruction.code for step in order)

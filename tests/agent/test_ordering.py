@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from perseus_api.instructions import Instruction
+from perseus_api.instructions import LONGEST_ORDER, Instruction
 from perseus_api.measurements import MAXIMUM_REPORT_BYTES, NodeReport, RankOrder
 from perseus_api.messages import Boundary, BoundaryKind, ChunkPlacement
-from perseus_daemonset.ordering import MAXIMUM_ENTRIES, OrderBooks
+from perseus_daemonset.ordering import OrderBooks
 
 BEGIN, END = BoundaryKind.INSTRUCTION_BEGIN, BoundaryKind.INSTRUCTION_END
 STEPS = (("F", 0, 0), ("F", 0, 1), ("B", 0, 1), ("B", 0, 0))
@@ -75,7 +75,7 @@ def test_an_iteration_that_the_connection_did_not_outlive_is_none() -> None:
 def test_what_a_document_cannot_hold_is_neither_kept_nor_told() -> None:
     books = OrderBooks()
     fed(books, boundaries(0))
-    endless = boundaries(1, (("F", 0, 0),) * (MAXIMUM_ENTRIES + 5))
+    endless = boundaries(1, (("F", 0, 0),) * (LONGEST_ORDER + 5))
     found = fed(books, endless)
     assert found is not None
     assert found.letters == "FFBB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,18 @@ class BareCluster:
     def folder(self) -> Path:
         """Of its files and logs."""
         return self.plane.folder
+
+    def make_namespace(self, prefix: str) -> str:
+        """Make a namespace of a test's own; return its name."""
+        name = f"{prefix}-{uuid.uuid4().hex[:8]}"
+        self.kubectl("create", "namespace", name)
+        return name
+
+    def free_jobs(self, namespace: str) -> None:
+        """Delete a namespace's jobs, whether or not an operator lets them go."""
+        for job in self.kubectl("get", "perseusjobs", "-n", namespace, "-o", "name").split():
+            self.kubectl("patch", job, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+            self.kubectl("delete", job, "-n", namespace, "--ignore-not-found")
 
     def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
         """Run kubectl."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,12 +32,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
 @pytest.fixture
 def home(bare: BareCluster) -> Iterator[str]:
     """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"team-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
+    name = bare.make_namespace("team")
     yield name
-    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
+    bare.free_jobs(name)
 
 
 @pytest.fixture

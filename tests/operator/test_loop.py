@@ -7,8 +7,7 @@ import json
 import re
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,6 @@ from harness.prometheus_server import PrometheusServer
 pytestmark = pytest.mark.cluster
 QUICK = {"accounting": {"baselineIterations": 1}}
 Begin = Callable[..., Training]
-
-
-@pytest.fixture
-def home(bare: BareCluster) -> Iterator[str]:
-    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"loop-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
-    yield name
-    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
 
 
 @pytest.fixture
@@ -206,9 +194,7 @@ def test_two_jobs_of_one_name_in_two_namespaces_and_labels_that_try_to_break_out
     time.sleep(3)
     assert not is_stretched(bare.plan(other, "train"))
     assert not is_stretched(theirs.accepted)
-    for job in bare.kubectl("get", "perseusjobs", "-n", other, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", other, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", other, "--ignore-not-found")
+    bare.free_jobs(other)
 
 
 def test_training_that_stops_or_answers_nonsense_slows_nobody(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ MODEL = {names.LABEL_MODEL: "tiny"}
 
 @pytest.fixture
 def home(bare: BareCluster) -> Iterator[str]:
-    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"team-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
+    """A namespace of the test's own; its jobs are deleted afterwards, and the operator lets them go."""
+    name = bare.make_namespace("team")
     yield name
     for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
         bare.kubectl("delete", job, "-n", name, "--timeout=60s")

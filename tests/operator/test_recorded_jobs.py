@@ -28,10 +28,8 @@ from perseus_operator.steps.order import ANNOTATION_RECORDED
 from perseus_planner import Order, Step
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bare import BareCluster, OperatorProcess, eventually, perseus_job
+from bare import BareCluster, OperatorProcess, eventually, perseus_job, profile_config_map
 from measured import ITERATION_SECONDS, Agents
-
-from harness.objects import HEADER, csv_of
 
 pytestmark = pytest.mark.cluster
 FORWARD, BACKWARD = Instruction.FORWARD, Instruction.BACKWARD
@@ -55,12 +53,6 @@ def ran(order: Order) -> RankOrder:
 
 def recorded_job(**spec: Any) -> dict[str, Any]:
     return perseus_job(schedule="Recorded", accounting={"baselineIterations": 1}, **spec)
-
-
-def profile() -> dict[str, Any]:
-    """Of four virtual stages."""
-    data = {names.PROFILE_CSV_KEY: csv_of(4), names.PROFILE_HEADER_KEY: HEADER}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "profile"}, "data": data}
 
 
 def told(bare: BareCluster, home: str, condition: str) -> tuple[str, str]:
@@ -111,7 +103,7 @@ def test_a_schedule_without_a_name_is_seen_planned_and_seen_to_change(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bare.apply(home, profile(), recorded_job())
+    bare.apply(home, profile_config_map(stages=4), recorded_job())
     eventually("it waits for the order", lambda: told(bare, home, "FrontierReady")[0] == "Recording")
     assert bare.find("job", home, "train"), "the job trains meanwhile"
     assert told(bare, home, "ProfileValid")[0] == "ProfileLoaded"
@@ -137,7 +129,8 @@ def test_a_schedule_without_a_name_is_seen_planned_and_seen_to_change(
     assert plan.first_iteration > reached, "training is beyond its baseline: all agents must have it in time"
     assert plan.order == ("FFBB" * 4,) * 2
     assert plan.chunks == ((0, 1, 1, 0) * 4,) * 2
-    assert "(4 microbatches, 2 chunks) that the ranks were seen to run" in told(bare, home, "FrontierReady")[1]
+    seen = "(4 microbatches, 2 chunks) that the ranks were seen to run"
+    eventually("the status follows the plan", lambda: seen in told(bare, home, "FrontierReady")[1])
     # An operator that starts anew reads it, agents or not.
     node.orders = []
     operator.kill()
@@ -162,9 +155,7 @@ def test_a_schedule_without_a_name_is_seen_planned_and_seen_to_change(
 def test_a_recorded_order_that_the_profile_does_not_hold_is_said(
     bare: BareCluster, operator: OperatorProcess, home: str, agents: Callable[[str], Agents]
 ) -> None:
-    data = {names.PROFILE_CSV_KEY: csv_of(2), names.PROFILE_HEADER_KEY: HEADER}
-    small = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "profile"}, "data": data}
-    bare.apply(home, small, recorded_job())
+    bare.apply(home, profile_config_map(stages=2), recorded_job())
     eventually("the job", lambda: bare.find("job", home, "train"))
     node = agents("train")
     node.orders = [ran(one_at_a_time(4))] * 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +45,6 @@ class Metered(Training):
                 f"perseus_baseline_seconds_total{measured} {done * SECONDS}",
             ]
         return found
-
-
-@pytest.fixture
-def home(bare: BareCluster) -> Iterator[str]:
-    """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = f"books-{uuid.uuid4().hex[:8]}"
-    bare.kubectl("create", "namespace", name)
-    yield name
-    for job in bare.kubectl("get", "perseusjobs", "-n", name, "-o", "name").split():
-        bare.kubectl("patch", job, "-n", name, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-        bare.kubectl("delete", job, "-n", name, "--ignore-not-found")
 
 
 def status(bare: BareCluster, home: str) -> dict[str, Any]:

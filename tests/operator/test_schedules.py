@@ -19,9 +19,7 @@ from perseus_operator.profiles import ProfileProblem, load_profile
 from perseus_operator.shapes import pipeline_of_job
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bare import BareCluster, OperatorProcess, eventually, perseus_job
-
-from harness.objects import HEADER, csv_of
+from bare import BareCluster, OperatorProcess, eventually, perseus_job, profile_config_map
 
 CHUNKS = {"Interleaved1F1B": 2, "ZBH1": 2, "ZBV": 2}
 SPLIT_BACKWARD = ("ZBH1", "ZBV")
@@ -34,11 +32,7 @@ def parallelism(schedule: str) -> dict[str, int]:
 
 def profile(schedule: str, stages: int | None = None) -> dict[str, Any]:
     count = 2 * CHUNKS.get(schedule, 1) if stages is None else stages
-    data = {
-        names.PROFILE_CSV_KEY: csv_of(count, split=schedule in SPLIT_BACKWARD),
-        names.PROFILE_HEADER_KEY: HEADER,
-    }
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "profile"}, "data": data}
+    return profile_config_map(stages=count, split=schedule in SPLIT_BACKWARD)
 
 
 def spec(schedule: str) -> PerseusJobSpec:

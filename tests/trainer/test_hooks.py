@@ -12,13 +12,13 @@ import perseus_trainer
 import pytest
 from agent_side import AgentSide, eventually, read
 from perseus_api import names
-from perseus_api.instructions import Instruction
+from perseus_api.instructions import LONGEST_ORDER, Instruction
 from perseus_api.messages import BoundaryKind, Verdict, Welcome
 from perseus_api.schedules import Schedule
-from perseus_planner.given import load_orders, pipeline_of
+from perseus_planner import Pipeline
+from perseus_planner.given import load_orders
 from perseus_trainer import Rank, Recorded, Session, order_document
 from perseus_trainer import session as session_module
-from perseus_trainer.recording import MAXIMUM_ENTRIES
 
 FORWARD, BACKWARD = Instruction.FORWARD, Instruction.BACKWARD
 
@@ -212,7 +212,7 @@ def test_a_recording_is_bounded(session: Session) -> None:
     with session.iteration(), session.instruction("forward"):
         pass
     with session.iteration():
-        for _ in range(MAXIMUM_ENTRIES + 10):
+        for _ in range(LONGEST_ORDER + 10):
             with session.instruction("forward"):
                 pass
     assert len(session.recorded_order()) == 1
@@ -237,7 +237,7 @@ def test_an_unknown_schedule_becomes_one_that_the_planner_knows() -> None:
     assert [[tuple(step) for step in order] for order in loaded] == [
         [tuple(step) for step in order] for order in orders
     ]
-    assert pipeline_of(loaded).schedule is Schedule.CUSTOM
+    assert Pipeline.of_orders(loaded).schedule is Schedule.CUSTOM
 
 
 def test_an_order_of_a_stage_that_ran_nothing_is_refused() -> None:

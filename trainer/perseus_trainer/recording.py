@@ -11,9 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from perseus_api.instructions import Instruction
-
-MAXIMUM_ENTRIES = 65_536  # of one rank and iteration: what an order in a document may have
+from perseus_api.instructions import LONGEST_ORDER, Instruction
 
 
 class Recorded(NamedTuple):
@@ -48,12 +46,12 @@ class Recorder:
             What to call when an instruction begins, with its letter as a number, its microbatch and its chunk. It is no
             function in Python, since each instruction waits for it.
         """
-        self._running = deque(maxlen=MAXIMUM_ENTRIES + 1)
+        self._running = deque(maxlen=LONGEST_ORDER + 1)
         return self._running.append
 
     def end_iteration(self) -> None:
         """An iteration ends: its order is the recorded one, unless nothing ran or more than a document holds."""
-        if 0 < len(self._running) <= MAXIMUM_ENTRIES:
+        if 0 < len(self._running) <= LONGEST_ORDER:
             self._last = list(self._running)
 
     def order(self) -> RecordedOrder:

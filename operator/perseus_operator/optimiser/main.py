@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from perseus_api import names
@@ -34,7 +33,7 @@ from perseus_operator.children import (
 )
 from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
 from perseus_operator.drift import Corrections
-from perseus_operator.profiles import profile_checksum
+from perseus_operator.profiles import profile_checksum, stamped
 from perseus_operator.shapes import as_seen
 
 logger = logging.getLogger("perseus.optimiser")
@@ -82,7 +81,7 @@ def compute(folder: Path, orders_folder: Path | None = None) -> Frontier:
     given = os.environ.get(ENV_CORRECTIONS, "")
     corrections = Corrections.decode(given) if given else Corrections(checksum)
     pipeline, digest = _pipeline(shape, orders_folder)
-    stamp = f"{corrections.checksum}+{digest}" if digest else corrections.checksum
+    stamp = stamped(corrections.checksum, digest)
     expected = os.environ.get(ENV_CHECKSUM, stamp)
     if checksum != corrections.profile or stamp != expected:
         raise DocumentError("the profile was changed while it was optimised; it is optimised again")
@@ -94,14 +93,14 @@ def compute(folder: Path, orders_folder: Path | None = None) -> Frontier:
 
 def _pipeline(shape: PipelineShape, orders_folder: Path | None) -> tuple[Pipeline, str]:
     """Return the pipeline of a shape, and what identifies the orders that were recorded for it, if any were."""
-    from perseus_planner.given import load_orders, pipeline_of
+    from perseus_planner import load_orders
 
     if shape.schedule is not Schedule.CUSTOM or orders_folder is None:
         made = Pipeline(shape.stages, shape.microbatches, shape.schedule, shape.tensor_parallel, shape.chunks)
         return made, ""
     orders = PipelineOrders.decode((orders_folder / names.ORDERS_KEY).read_bytes())
-    given = pipeline_of(load_orders(orders.text, orders.v_shape), orders.v_shape)
-    return replace(given, tensor_parallel=shape.tensor_parallel), orders.digest
+    given = load_orders(orders.text, orders.v_shape)
+    return Pipeline.of_orders(given, shape.tensor_parallel, orders.v_shape), orders.digest
 
 
 async def _write(found: Frontier) -> None:

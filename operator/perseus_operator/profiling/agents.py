@@ -16,6 +16,7 @@ from perseus_api.job import PerseusJobSpec
 from perseus_api.measurements import MAXIMUM_REPORT_BYTES, NodeReport, RankReport
 from perseus_api.ranks import RankOrder
 
+from perseus_operator.bodies import bounded_body
 from perseus_operator.children import COMPONENT_OPTIMISER, COMPONENT_PROFILER, COMPONENT_TRAINER
 from perseus_operator.client import POD, Api
 
@@ -85,20 +86,10 @@ class Agents:
             async with self._session.get(f"http://{address}{names.MEASUREMENTS_PATH}", params=query) as response:
                 if response.status != 200:
                     raise DocumentError(f"it answered {response.status}")
-                return NodeReport.decode(await _body(response))
+                return NodeReport.decode(await bounded_body(response, MAXIMUM_REPORT_BYTES))
         except (aiohttp.ClientError, TimeoutError, DocumentError) as error:
             logger.info("the agent at %s is left out: %s %s", address, type(error).__name__, error)
             return NodeReport()
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the whole body, or a little more than is read: a single read ends with what has arrived so far."""
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > MAXIMUM_REPORT_BYTES:
-            break
-    return bytes(body)
 
 
 async def trainer_pods(api: Api, namespace: str, job: str, component: str = COMPONENT_TRAINER) -> list[Document]:

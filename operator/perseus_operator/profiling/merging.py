@@ -47,6 +47,13 @@ class Measured:
     not_held: set[int] = field(default_factory=set)
 
 
+def unreported(reports: Iterable[RankReport], stages: int) -> str:
+    """Return which stages no agent reports a rank of, as a sentence; empty if there are none."""
+    seen = {report.stage for report in reports}
+    missing = [str(stage) for stage in range(stages) if stage not in seen]
+    return f"no agent reports a rank of stage {', '.join(missing[:10])} yet" if missing else ""
+
+
 def merge(reports: Iterable[RankReport], measurement: str, pipeline: Pipeline) -> Measured:
     """Bring the rows of one measurement together.
 

@@ -16,10 +16,11 @@ from perseus_api.instructions import TUNABLE_INSTRUCTIONS
 from perseus_api.measurements import RankReport
 from perseus_api.plan import Baseline, JobReference, Plan, Sweep, Variant, Window
 from perseus_planner import Pipeline
+from perseus_planner.steps import letters
 
 from perseus_operator.profiling.bounds import instruction_time, iteration_time, iterations_between, slowdown_at
 from perseus_operator.profiling.choosing import next_clocks
-from perseus_operator.profiling.merging import Key, Measured, Row, blocking_watts, merge
+from perseus_operator.profiling.merging import Key, Measured, Row, blocking_watts, merge, unreported
 
 ATTEMPTS = 3
 STEADY_SECONDS = 10.0  # of the first round: agents see within it whether the chips still warm up
@@ -131,10 +132,9 @@ def decide(
         memory: what earlier visits know; it is brought up to date.
     """
     connected = [report for report in reports if report.connected]
-    missing = [stage for stage in range(pipeline.stages) if not any(report.stage == stage for report in connected)]
+    missing = unreported(connected, pipeline.stages)
     if missing:
-        stages = ", ".join(str(stage) for stage in missing[:10])
-        return Wait(f"no agent reports a rank of stage {stages} yet")
+        return Wait(missing)
     supported = [clock for clock in _common_clocks(connected) if not settings.only or clock in settings.only]
     if len(supported) < 2:
         return Hopeless(
@@ -193,7 +193,7 @@ def sweep_plan(
         job=job,
         generation=generation,
         first_iteration=first_iteration,
-        order=tuple("".join(step.instruction.code for step in order) for order in orders),
+        order=tuple(letters(order) for order in orders),
         chunks=tuple(tuple(step.chunk for step in order) for order in orders) if pipeline.chunks > 1 else (),
         variants=tuple(variants.values()),
         pipelines=(0,) * pipelines,

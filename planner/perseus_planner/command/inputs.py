@@ -18,7 +18,7 @@ from perseus_api.profile import MAXIMUM_PROFILE_BYTES, Profile, parse_profile
 from perseus_api.schedules import Schedule
 
 from perseus_planner.errors import UnfitProfile
-from perseus_planner.given import MAXIMUM_BYTES, load_orders, pipeline_of
+from perseus_planner.given import MAXIMUM_BYTES, load_orders
 from perseus_planner.pipeline import Pipeline, PipelineError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -214,7 +214,7 @@ def _given(
             f"--orders gives the orders, --schedule {schedule[:40]} would make others: leave one of them out"
         )
     try:
-        pipeline = pipeline_of(load_orders(read_text(path, MAXIMUM_BYTES), v_shape), v_shape)
+        pipeline = Pipeline.of_orders(load_orders(read_text(path, MAXIMUM_BYTES), v_shape), v_shape=v_shape)
     except (DocumentError, PipelineError) as error:
         raise BadInput(f"{path}: {error}") from None
     said = {

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, TrainSchedule
 from perseus_api.instructions import Instruction
-from perseus_planner.given import load_orders, pipeline_of
+from perseus_planner import Pipeline
+from perseus_planner.given import load_orders
 from perseus_trainer import Recorded, order_document
 from perseus_trainer.adapters import AdapterProblem
 from perseus_trainer.adapters import deepspeed as adapter
@@ -50,7 +51,7 @@ def test_the_planner_loads_an_order_that_is_none_of_its_own(ranks: list[dict[str
         tuple(Recorded(Instruction(name), microbatch, chunk) for name, microbatch, chunk in found["hooked"]["order"])
         for found in ranks
     ]
-    pipeline = pipeline_of(load_orders(order_document(orders)))
+    pipeline = Pipeline.of_orders(load_orders(order_document(orders)))
     assert (pipeline.stages, pipeline.microbatches) == (STAGES, MICROBATCHES)
 
 

@@ -20,7 +20,7 @@ from perseus_api.schedules import Schedule
 from perseus_daemonset.ordering import OrderBooks
 from perseus_operator.recording import orders_of
 from perseus_planner import Pipeline, frontier
-from perseus_planner.given import load_orders, pipeline_of
+from perseus_planner.given import load_orders
 from perseus_planner.recorded import possible_placements, recorded_pipeline
 from perseus_simulator.testing import SPLIT, WHOLE, example_profile
 from torch.distributed.pipelining import schedules as torch_schedules
@@ -117,7 +117,7 @@ def test_the_planner_loads_what_was_recorded(name: str, run: Run) -> None:
     hooked = run.ranks[0][name]["hooked"]
     assert hooked["v_shape"] == (name in V_SHAPED)
     orders = load_orders(hooked["document"], v_shape=hooked["v_shape"])
-    pipeline = pipeline_of(orders, v_shape=hooked["v_shape"])
+    pipeline = Pipeline.of_orders(orders, v_shape=hooked["v_shape"])
     assert pipeline.schedule is Schedule.CUSTOM
     assert (pipeline.stages, pipeline.microbatches) == (RANKS, MICROBATCHES)
     if name in PLANNER:

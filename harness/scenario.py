@@ -241,8 +241,18 @@ class Life:
                 and self.stage.training.active_generation(self.key) == found
             )
 
-        self.wait(f"generation {generation} runs and is told", told)
+        try:
+            self.wait(f"generation {generation} runs and is told", told)
+        except NotConverged as error:
+            active = self.stage.training.active_generation(self.key)
+            raise NotConverged(f"{error}; generation {active} runs; {self._story()}") from None
         self.shift += self.stage.training.active_generation(self.key) - generation
+
+    def _story(self) -> str:
+        """Return what the status tells, in a line."""
+        status: Document = (self._client.get(job_path(self.namespace, JOB)) or {}).get("status") or {}
+        conditions = [f"{each['type']}={each['status']} ({each['message']})" for each in status.get("conditions", [])]
+        return f"status of generation {(status.get('plan') or {}).get('generation')}: {', '.join(conditions)}"
 
     def wait(self, what: str, condition: Callable[[], object], timeout_seconds: float = _STEP_SECONDS) -> None:
         """Wait for a condition, and start a dead operator anew.

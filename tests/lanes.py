@@ -1,8 +1,8 @@
 """Which tests run beside which, where pytest-xdist spreads them: `make test`.
 
 There is one cluster, so its tests keep to one worker, in their order and before all others: they mostly wait. The
-others are spread by file over the remaining workers, and run only where the cluster's processes leave a core idle:
-times are measured there. What must not be disturbed at all waits until they pause (`alone`). Not by marks
+others are spread by file over the remaining workers, and give way where the cluster's processes want a core: times are
+measured there. What must not be disturbed at all waits until they pause (`alone`). Not by marks
 (`--dist loadgroup`): pytest-xdist 3.8 does not find them under pytest 9.2.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+NICENESS = 10
 ON_THE_CLUSTER = ("tests/cluster/", "tests/crd/", "tests/testbed/")
 # Whoever wants to be alone holds the gate, so that no test begins, until those that run have ended.
 _GATE, _RUNNING = (Path(tempfile.gettempdir()) / f"perseus-tests-{os.getuid()}-{name}" for name in ("gate", "running"))
@@ -80,9 +81,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
     on_the_cluster = lane(item.nodeid) == "cluster"
-    if os.geteuid() == 0:
-        policy = os.SCHED_OTHER if on_the_cluster else os.SCHED_IDLE
-        with contextlib.suppress(PermissionError):  # A sandbox may forbid it: then all run alike.
-            os.sched_setscheduler(0, policy, os.sched_param(0))
+    if not on_the_cluster:
+        # Not the class of idle processes: under a busy minute of the cluster those get nothing, and wait in vain.
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    elif os.geteuid() == 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     with contextlib.nullcontext() if on_the_cluster else _beside_others():
         return (yield)

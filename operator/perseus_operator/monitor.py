@@ -24,6 +24,7 @@ from perseus_operator.ledger import Situation
 from perseus_operator.measurements import PipelineVoice
 from perseus_operator.planning import Stragglers, planned_seconds
 from perseus_operator.prometheus import JobKey, JobReport, NoAnswer, Prometheus
+from perseus_operator.sight import SIGHT_SECONDS, Sight
 from perseus_operator.sources import Sources
 from perseus_operator.stragglers import JobWatch, assess, full_seconds, training_restarted
 from perseus_operator.transport import Connection
@@ -47,8 +48,8 @@ class WatchedJob:
         watch: what is remembered between rounds.
         wanted: who straggles, by the last round.
         restarted: training began anew under this plan.
+        sight: what is told of its agents.
         report: what its agents say.
-        silent_since: monotonic time since which no agent of it is seen; None while one is.
         causes: by straggling pipeline.
         shown_seconds: monotonic time of the scrape that showed what the plan answers; None if it answers nothing.
         confirmed: ranks that hold the plan, as counted so far.
@@ -60,9 +61,9 @@ class WatchedJob:
     spec: PerseusJobSpec
     watch: JobWatch
     wanted: Stragglers
+    sight: Sight
     restarted: bool = False
     report: JobReport = field(default_factory=JobReport)
-    silent_since: float | None = None
     causes: dict[int, Finding] = field(default_factory=dict)
     shown_seconds: float | None = None
     confirmed: int = 0
@@ -74,7 +75,7 @@ class Monitor:
     """The rounds, and what they found.
 
     Attributes:
-        answered: whether Prometheus answered in the last round; None without a Prometheus.
+        answered: whether Prometheus answered lately; None without a Prometheus.
         failure: why it did not.
         has_rules: whether Prometheus has the recording rules; None until asked.
         sources: what else tells of stragglers.
@@ -87,6 +88,7 @@ class Monitor:
         self.has_rules: bool | None = None
         self.sources = Sources(lambda: {key: job.spec for key, job in self._jobs.items()})
         self._ask = ask_for_visit
+        self._answered_seconds = float("-inf")
         self._jobs: dict[JobKey, WatchedJob] = {}
         self._reports: dict[JobKey, JobReport] = {}
         self._history: dict[JobKey, dict[int, list[float]]] | None = None
@@ -109,13 +111,13 @@ class Monitor:
         now = time.monotonic()
         watch = JobWatch.resume(plan, spec.straggler, now)
         report = self._reports.get(key)
-        silent = now if report is None else None
         job = self._jobs[key] = WatchedJob(
-            plan, spec, watch, watch.stragglers, report=report or JobReport(), silent_since=silent, missed=True
+            plan, spec, watch, watch.stragglers, Sight(None, now), report=report or JobReport(), missed=True
         )
         if report is not None:
             # What the first look saw counts as seen: a restart tells nothing anew.
             _choose(job, report, now)
+            job.sight.take(report, spec.parallelism.ranks, spec.parallelism.pipelines, now)
         return job
 
     def planned(
@@ -127,9 +129,10 @@ class Monitor:
         watch = known.watch if known else JobWatch()
         shown = _shown_seconds(known, stragglers) if known else None
         watch.changed(before, plan, stragglers, spec.straggler, now)
-        job = self._jobs[key] = WatchedJob(plan, spec, watch, stragglers, shown_seconds=shown, silent_since=now)
+        sight = known.sight if known else Sight(JobReport(), now)
+        job = self._jobs[key] = WatchedJob(plan, spec, watch, stragglers, sight, shown_seconds=shown)
         if known is not None:
-            job.report, job.silent_since, job.drift = known.report, known.silent_since, known.drift
+            job.report, job.drift = known.report, known.drift
             job.causes = {index: each for index, each in known.causes.items() if index in stragglers.pipelines}
 
     def settled(self, key: JobKey, spec: PerseusJobSpec, stragglers: Stragglers) -> None:
@@ -171,31 +174,35 @@ class Monitor:
             if self._jobs:
                 with_causes = begin >= cause_at
                 cause_at = begin + CAUSE_SECONDS if with_causes else cause_at
-                await self._round(prometheus)
-                if with_causes and self.answered:
+                answered = await self._round(prometheus)
+                if with_causes and answered:
                     await self._find_causes(connection)
-                if begin >= drift_at and self.answered:
+                if begin >= drift_at and answered:
                     drift_at = begin + DRIFT_SECONDS
                     await self._find_drifts(prometheus)
                 metrics.ROUND_SECONDS.observe(time.monotonic() - begin)
             took = time.monotonic() - begin
             await asyncio.sleep(max(took, ROUND_SECONDS - took, 0.05))
 
-    async def _round(self, prometheus: Prometheus) -> None:
-        answered_before = self.answered
+    async def _round(self, prometheus: Prometheus) -> bool:
+        """Ask, and look at every job; return whether Prometheus answered."""
+        answered_before, answered = self.answered, False
         try:
             if self._history is None:
                 self._history = await prometheus.history()
                 self._history_asked = time.monotonic()
             reports = await prometheus.reports()
         except NoAnswer as error:
-            if self.answered is not False:
-                logger.warning("%s; plans stay as they are", error)
-            self.answered, self.failure = False, str(error)
             reports = {}
+            self.failure = str(error)
+            if time.monotonic() - self._answered_seconds >= SIGHT_SECONDS:
+                if self.answered is not False:
+                    logger.warning("%s; plans stay as they are", error)
+                self.answered = False
             metrics.STRAGGLER_ROUNDS.labels(outcome="failed").inc()
         else:
-            self.answered, self.failure = True, ""
+            answered = self.answered = True
+            self.failure, self._answered_seconds = "", time.monotonic()
             self._reports = reports
             self.has_rules = prometheus.has_rules
             metrics.STRAGGLER_ROUNDS.labels(outcome="answered" if reports else "no_data").inc()
@@ -207,16 +214,14 @@ class Monitor:
             self._history = {}
         for key, job in list(self._jobs.items()):
             self._look(key, job, reports.get(key), now)
+        return answered
 
     def _look(self, key: JobKey, job: WatchedJob, report: JobReport | None, now: float) -> None:
-        told_more = False
         if report is not None:
             _choose(job, report, now)
-            told_more = _told(report) != _told(job.report)
-            job.report, job.silent_since = report, None
+            job.report = report
             self._count_confirmations(job, report, now)
-        elif job.silent_since is None:
-            job.silent_since = now
+        told_more = job.sight.take(report, job.spec.parallelism.ranks, job.spec.parallelism.pipelines, now)
         if job.missed and self._history is not None:
             _learn(job, self._history.get(key, {}))
         measured = report.pipelines if report is not None else {}
@@ -285,10 +290,6 @@ def observed_ratio(job: WatchedJob, index: int) -> float:
     if evidence is not None and evidence.slow:
         return evidence.level
     return job.watch.stragglers.deadline_seconds / full_seconds(job.plan)
-
-
-def _told(report: JobReport) -> tuple[object, ...]:
-    return report.accepted, report.active, report.troubles
 
 
 def _place(found: Finding) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """The agent without the API server: everything real but the two watches, which this program's stdin stands for.
 
-One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``measurements``, ``stop``), each answered with a
-line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER
+One JSON command a line (``pod``, ``gone``, ``plan``, ``withdraw``, ``bound``, ``measurements``, ``stop``), each
+answered with a line of JSON: the agent's own counters, or its page of measurements. Run as ``agent_program.py FOLDER
 CHANGES_PER_SECOND``. As ``perseus-agent run`` does, it gives back what a dead agent left before it loads what takes
 long to load. As ``agent_program.py --nursery DESCRIPTOR`` it loads first, and is an agent in each of its forks.
 """
@@ -77,6 +77,7 @@ def serve(folder: Path, rate: float) -> None:
     with sole_holder(folder / "journal"):
         release_journalled(Journal(folder / "journal"), Nvml())
 
+    from perseus_daemonset.bounds import Rate
     from perseus_daemonset.identity import identify
     from perseus_daemonset.metrics import METRICS
     from perseus_daemonset.node_agent import SWITCH_INTERVAL_SECONDS, NodeAgent
@@ -105,6 +106,9 @@ def serve(folder: Path, rate: float) -> None:
                     agent.plans.put(command["name"], ("research", "gpt"), base64.b64decode(command["data"]))
                 case "withdraw":
                     agent.plans.remove(command["name"])
+                case "bound":
+                    for lease in agent.registry.leases():
+                        lease.rate = Rate(command["messages_per_second"])
                 case "measurements":
                     page = agent.measurements("research", "gpt", bool(command.get("orders")))
                     print(json.dumps({"page": page.decode()}), flush=True)

@@ -308,8 +308,10 @@ def test_a_flood_of_one_rank_leaves_the_other_alone(agent: AgentProcess, trainer
     agent.is_in_pod(os.getpid(), uid(1))
     neighbour = Trainer(agent.path).served(node.gpus[1].uuid, stage=1)
     neighbour.begin(1)
+    # A busy machine may be too slow for the real bound: what is tried is what happens beyond one.
+    agent.ask(do="bound", messages_per_second=100.0)
     with contextlib.suppress(BlockingIOError, TimeoutError):
-        for iteration in range(1, 3000):
+        for iteration in range(1, 300):
             trainer.begin(iteration)
             trainer.run(iteration, "FB")
     neighbour.run(1, "F")

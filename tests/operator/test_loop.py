@@ -116,16 +116,18 @@ def test_a_prometheus_that_restarts_is_not_noticed_and_one_that_stays_away_ends_
     training.slowdowns = {1: 1.3}
     eventually("the stretched plan", lambda: is_stretched(training.active), 20)
     time.sleep(4)
-    before = bare.plan(home, "train")
+    before, seen = bare.plan(home, "train"), bare.conditions(home, "train")["Observed"]
     prometheus.stop()
-    eventually("it is told", lambda: "does not answer" in bare.conditions(home, "train")["Observed"]["message"], 10)
+    time.sleep(5)
     prometheus.start()
     time.sleep(5)
     assert bare.plan(home, "train") == before
+    assert bare.conditions(home, "train")["Observed"] == seen
     prometheus.stop()
     time.sleep(6)
     assert bare.plan(home, "train") == before, "the last plan holds for holdSeconds"
     eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 15)
+    eventually("it is told", lambda: "does not answer" in bare.conditions(home, "train")["Observed"]["message"], 20)
     prometheus.start()
     eventually("the straggler is seen again", lambda: is_stretched(bare.plan(home, "train")), 30)
 

@@ -9,6 +9,7 @@ from perseus_api.conditions import Condition, Reason
 from perseus_operator.conditions import Story
 from perseus_operator.monitor import Monitor, WatchedJob
 from perseus_operator.prometheus import JobReport
+from perseus_operator.sight import Sight
 from perseus_operator.steps.telling import tell_applied
 from perseus_operator.transport import NoAnswer
 from perseus_operator.troubles import MAXIMUM_OF_A_JOB, Trouble, read_troubles, told
@@ -74,7 +75,7 @@ def test_the_condition_says_it_though_every_agent_has_the_plan_and_when_a_rank_i
 
         def find(self, key: tuple[str, str]) -> WatchedJob | None:
             job = WatchedJob.__new__(WatchedJob)
-            job.report = self._report
+            job.sight = Sight(self._report, 0.0)
             return job
 
     spec, plan = Shape(), Generation()

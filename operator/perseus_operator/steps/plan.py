@@ -32,7 +32,7 @@ from perseus_operator.planning import (
 from perseus_operator.profiling.agents import Agents, ranks_of_pipeline, trainer_pods
 from perseus_operator.profiling.sweeping import next_iteration
 from perseus_operator.settings import Settings
-from perseus_operator.steps.telling import tell_applied, tell_observed, tell_stragglers
+from perseus_operator.steps.telling import tell_applied, tell_as_before, tell_observed, tell_stragglers
 from perseus_operator.visit import StragglerFinding, Visit
 
 MOST_FINDINGS, MOST_NODES = 64, 4096
@@ -125,6 +125,7 @@ class PlanStep:
         tell_observed(visit, self._monitor, spec)
         visit.findings = await self._findings(visit.key, stragglers)
         tell_stragglers(visit, self._monitor, spec, plan, stragglers)
+        tell_as_before(visit, self._monitor, plan)
 
     async def _findings(self, key: JobKey, stragglers: Stragglers) -> list[StragglerFinding]:
         """Return what a person needs to act: cause, pod, node and GPU of each straggler."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import Plan
@@ -52,7 +54,7 @@ def tell_profile(visit: Visit, loaded: LoadedProfile) -> None:
 def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Plan) -> None:
     """Say whether all agents run the plan."""
     watched = monitor.find(visit.key)
-    report = watched.report if watched else None
+    report = watched.sight.report if watched else None
     ranks = spec.parallelism.ranks
     if monitor.answered is True and report is not None and report.troubles:
         visit.story.say(Condition.PLAN_APPLIED, False, *told(report.troubles))
@@ -83,13 +85,28 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         visit.story.say(Condition.PLAN_APPLIED, True, Reason.ALL_AGENTS, words)
 
 
+def tell_as_before(visit: Visit, monitor: Monitor, plan: Plan) -> None:
+    """Say again what an earlier operator said of this plan, while this one has not seen enough to say otherwise."""
+    watched = monitor.find(visit.key)
+    status = visit.job.get("status") or {}
+    if watched is None or watched.sight.report is not None:
+        return
+    if (status.get("plan") or {}).get("generation") != plan.generation:
+        return
+    for each in status.get("conditions") or []:
+        if each.get("type") in (Condition.PLAN_APPLIED, Condition.OBSERVED, Condition.STRAGGLING):
+            with contextlib.suppress(KeyError, ValueError):  # A person may have edited the status.
+                told = each["status"], Reason(each["reason"]), str(each["message"])
+                visit.story.told[Condition(each["type"])] = told
+
+
 def tell_observed(visit: Visit, monitor: Monitor, spec: PerseusJobSpec) -> None:
     """Say whether the straggler loop sees what it needs."""
     say = visit.story.say
     job = monitor.find(visit.key)
     problems = monitor.sources.problems(visit.key)
     pipelines = spec.parallelism.pipelines
-    seen = len(job.report.pipelines) if job is not None and job.silent_since is None else 0
+    seen = len(job.sight.report.pipelines) if job is not None and job.sight.report is not None else 0
     if not spec.straggler.enabled or pipelines < 2:
         say(Condition.OBSERVED, True, Reason.STRAGGLERS_IGNORED, "nobody looks for stragglers of this job")
     elif monitor.answered is None:

@@ -228,9 +228,11 @@ class Life:
     def wait_for_plan(self, generation: int, straggling: bool) -> None:
         """Wait until agents run such a generation of the plan, or a later one, and the status tells it."""
         generation += self.shift
+        status: Document = {}
 
         def told() -> bool:
-            status: Document = (self._client.get(job_path(self.namespace, JOB)) or {}).get("status") or {}
+            nonlocal status
+            status = (self._client.get(job_path(self.namespace, JOB)) or {}).get("status") or {}
             conditions = {each["type"]: each for each in status.get("conditions", [])}
             found = int((status.get("plan") or {}).get("generation") or 0)
             if found < generation:
@@ -245,14 +247,8 @@ class Life:
             self.wait(f"generation {generation} runs and is told", told)
         except NotConverged as error:
             active = self.stage.training.active_generation(self.key)
-            raise NotConverged(f"{error}; generation {active} runs; {self._story()}") from None
+            raise NotConverged(f"{error}; generation {active} runs; {_story(status)}") from None
         self.shift += self.stage.training.active_generation(self.key) - generation
-
-    def _story(self) -> str:
-        """Return what the status tells, in a line."""
-        status: Document = (self._client.get(job_path(self.namespace, JOB)) or {}).get("status") or {}
-        conditions = [f"{each['type']}={each['status']} ({each['message']})" for each in status.get("conditions", [])]
-        return f"status of generation {(status.get('plan') or {}).get('generation')}: {', '.join(conditions)}"
 
     def wait(self, what: str, condition: Callable[[], object], timeout_seconds: float = _STEP_SECONDS) -> None:
         """Wait for a condition, and start a dead operator anew.
@@ -274,3 +270,9 @@ class Life:
         """Start the operator anew, as the kubelet does, if it is dead."""
         if not self.stage.operator.runs:
             self.stage.operator.start()
+
+
+def _story(status: Document) -> str:
+    """Return what a status tells, in a line."""
+    conditions = [f"{each['type']}={each['status']} ({each['message']})" for each in status.get("conditions", [])]
+    return f"status of generation {(status.get('plan') or {}).get('generation')}: {', '.join(conditions)}"

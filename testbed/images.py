@@ -26,6 +26,7 @@ _SOURCES = (
     "operator", "simulator", "examples/profiles", "scripts/requirements",
 )  # fmt: skip
 _IGNORED = {"__pycache__", "build", ".mypy_cache", ".ruff_cache"}
+_RUN_FOLDER = "/run/perseus-testbed-buildah"
 _CERTIFICATES = "/etc/ssl/certs"
 # Where pip finds packages is the machine's business: its settings are passed through, and stay out of the image.
 _PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_CERT", "PIP_DEFAULT_TIMEOUT",
@@ -56,7 +57,7 @@ def build_images(progress: Callable[[str], None], folders: Folders | None = None
                     containers.import_image(site, binaries, archive)
             finally:
                 # buildah keeps its store mounted.
-                leftovers.unmount_below([site.folders.cache / "buildah"])
+                leftovers.unmount_below(sorted(site.folders.cache.glob("buildah-*")))
             old = [name for name in present if name.startswith("localhost/perseus-") and not name.endswith(f":{tag}")]
             containers.remove_images(site, binaries, old)
         site.folders.image_tag.write_text(tag)
@@ -89,8 +90,18 @@ class _Builder:
 
     def __init__(self, folders: Folders) -> None:
         self._cache = folders.cache
-        self._environment = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
-        self._buildah = ["buildah", "--root", str(self._cache / "buildah"), "--runroot", "/run/perseus-testbed-buildah"]
+        self._environment = {"BUILDAH_ISOLATION": "chroot"}
+        # vfs, which works on every file system, copies the whole base for each layer.
+        driver = next(each for each in ("overlay", "vfs") if each == "vfs" or self._stores(each))
+        self._buildah = self._command(driver)
+
+    def _command(self, driver: str) -> list[str]:
+        store = self._cache / f"buildah-{driver}"
+        return ["buildah", "--storage-driver", driver, "--root", str(store), "--runroot", f"{_RUN_FOLDER}-{driver}"]
+
+    def _stores(self, driver: str) -> bool:
+        """Whether the cache's file system can hold images by a storage driver."""
+        return attempt([*self._command(driver), "images"])
 
     def base(self) -> str:
         """Make the base image once, and return its name."""

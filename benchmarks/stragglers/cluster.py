@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 from perseus_api import names
 from perseus_api.frontier import Frontier
+from perseus_api.plan import Plan
+from perseus_operator.planning import stragglers_of
 from perseus_planner import plan_for_deadline
 
 from demo.figures import iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
-from testbed.installation import Installation, install
+from testbed.installation import SYSTEM_NAMESPACE, Installation, install
 from testbed.observation import Recorder, Sample
 
 JOB, NAMESPACE, SLOW, STAGES = "gpt3-175b", "default", 1, 8
@@ -37,6 +39,7 @@ def measure_cluster(pipelines: int, events: int) -> dict[str, Any]:
     installation = install(lambda text: print(text, flush=True))
     installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     installation.install_chart(gpus=STAGES * pipelines)
+    _let_agents_see_new_gpus(installation)
     installation.cool_all()
     with Recorder(lambda: installation.read_sample(NAMESPACE, JOB)) as recorder:
         documents = installation.kubectl("kustomize", str(installation.overlay(GIVEN_EXAMPLE)))
@@ -46,6 +49,14 @@ def measure_cluster(pipelines: int, events: int) -> dict[str, Any]:
         finally:
             installation.kubectl("delete", "perseusjob", JOB, "-n", NAMESPACE, "--timeout=120s")
             installation.cool_all()
+
+
+def _let_agents_see_new_gpus(installation: Installation) -> None:
+    """Start the agents anew: NVML lists the GPUs that were there when it was initialised."""
+    daemon_set = ("daemonset/perseus-agent", "-n", SYSTEM_NAMESPACE)
+    installation.kubectl("rollout", "restart", *daemon_set)
+    installation.kubectl("rollout", "status", *daemon_set, "--timeout=90s")
+    installation.forget_addresses()
 
 
 def _changed(documents: str, pipelines: int) -> str:
@@ -80,14 +91,14 @@ class _Events:
         for number in range(events):
             ratio = RATIOS[number % len(RATIOS)]
             self._each(gpus, lambda gpu, ratio=ratio: self._installation.heat(gpu, ratio))  # type: ignore[misc]
-            took = self._reaction(f"straggler {number}", planned, lambda seconds: seconds > ENTER * planned)
+            took = self._reaction(f"straggler {number}", lambda seconds: seconds > ENTER * planned, slow=True)
             self._answers.append(took)
             if number < len(RATIOS):
                 self._measure(ratio, baseline)
             else:
                 time.sleep(QUIET_SECONDS)
             self._each(gpus, self._installation.cool)
-            took = self._reaction(f"recovery {number}", 1e9, lambda seconds: seconds < LEAVE * planned)
+            took = self._reaction(f"recovery {number}", lambda seconds: seconds < LEAVE * planned, slow=False)
             self._recoveries.append(took)
             time.sleep(QUIET_SECONDS)
             print(f"event {number}: {ratio}: {self._answers[-1]:.2f} s, back {took:.2f} s", flush=True)
@@ -103,15 +114,32 @@ class _Events:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(act, gpus))
 
-    def _reaction(self, what: str, unknown: float, shows: Callable[[float], bool]) -> float:
-        generation = self._recorder.samples[-1].operator_generation
+    def _reaction(self, what: str, shows: Callable[[float], bool], slow: bool) -> float:
+        """Return the seconds from the first iteration that shows a change until every rank's agent has its plan.
+
+        The iteration in which the speed changed shows a part of the change. A straggler's part may be answered by a
+        plan of its own; a recovery is answered by the plan without stragglers only.
+        """
+        before = self._recorder.samples[-1].operator_generation
         shown = self._recorder.wait_for(
-            f"{what} shows", lambda each: shows(each.pipeline_seconds.get(SLOW, unknown)), 60
+            f"{what} shows", lambda each: SLOW in each.pipeline_seconds and shows(each.pipeline_seconds[SLOW]), 60
         )
-        accepted = self._recorder.wait_for(
-            f"{what} is answered", self._all(lambda rank: rank.generation_accepted > generation), 60
-        )
-        return accepted.time_seconds - shown.time_seconds
+        wanted = before + 1 if slow else self._generation_without_stragglers(what)
+        holds = self._all(lambda rank: rank.generation_accepted >= wanted)
+        known = next((each for each in self._recorder.samples if holds(each)), None)
+        accepted = known or self._recorder.wait_for(f"{what} is answered", holds, 60)
+        return max(0.0, accepted.time_seconds - shown.time_seconds)
+
+    def _generation_without_stragglers(self, what: str, timeout_seconds: float = 60.0) -> int:
+        deadline = time.monotonic() + timeout_seconds
+        name = names.plan_config_map_name(NAMESPACE, JOB)
+        while time.monotonic() < deadline:
+            text = self._installation.kubectl("get", "configmap", name, "-n", SYSTEM_NAMESPACE, "-o", "json")
+            plan = Plan.decode(base64.b64decode(json.loads(text)["binaryData"][names.PLAN_KEY]))
+            if not stragglers_of(plan).pipelines:
+                return plan.generation
+            time.sleep(0.3)
+        raise TimeoutError(f"{what}: no plan without stragglers within {timeout_seconds:.0f} s")
 
     def _measure(self, ratio: float, baseline: Any) -> None:
         """Measure what the healthy pipeline saves against full speed in the same situation."""

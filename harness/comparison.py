@@ -52,6 +52,8 @@ def state_of(client: Client, namespace: str) -> State:
     }
     for kind, path in collections.items():
         for document in client.items(path):
+            if (document["metadata"].get("labels") or {}).get(names.LABEL_MANAGED_BY) == "Helm":
+                continue  # the operator's own rights, where it has them by namespace
             # An optimisation Job's name ends in a hash of what it is made from; a second one is counted.
             name = _OPTIMISER.sub("-optimiser-HASH", f"{kind}/{document['metadata']['name']}")
             while name in found:

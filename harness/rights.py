@@ -7,8 +7,8 @@ right that a program needs newly shows up as refused, one that nothing uses any 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,13 @@ _UNSEEN = {
     ("trainer.kubeflow.org", "trainjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
     ("kubeflow.org", "pytorchjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
 }
-# What another scenario shows: test_profiling.py has the profiling pods' Job deleted.
-_SEEN_ELSEWHERE = {("batch", "jobs", "delete"): "the Job of profiling pods goes when the profile is there"}
+SERVED = "served"
+# What other scenarios show, and where the right stands: in the cluster, in the operator's namespace, in those served.
+_SEEN_ELSEWHERE = {
+    ("batch", "jobs", "delete", ""): "test_profiling.py: the Job of profiling pods goes when the profile is there",
+    ("batch", "jobs", "delete", SERVED): "the same",
+    ("", "pods", "list", SYSTEM): "test_profiling.py: the agents of a job's nodes are asked what they measured",
+}
 
 
 def unseen(rights: set[Right]) -> set[Right]:
@@ -73,19 +78,25 @@ def unseen(rights: set[Right]) -> set[Right]:
     return {
         each
         for each in rights
-        if (each.group, each.resource) in _UNSEEN or (each.group, each.resource, each.verb) in _SEEN_ELSEWHERE
+        if (each.group, each.resource) in _UNSEEN
+        or (each.group, each.resource, each.verb, each.namespace) in _SEEN_ELSEWHERE
     }
 
 
-def rendered(helm: Path | None = None) -> list[dict[str, Any]]:
+def rendered(helm: Path | None = None, watched: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return what the chart grants and to whom, as documents.
+
+    Args:
+        helm: the program; None: the testbed's.
+        watched: the namespaces that the operator is to serve; none: all.
 
     Raises:
         TestbedError: Helm refuses the chart.
     """
     program = helm or programs.build(Folders.from_environment().cache, only={"helm"})["helm"]
+    values = ["--set", f"watchNamespaces={{{','.join(watched)}}}"] if watched else []
     done = subprocess.run(
-        [program, "template", RELEASE, CHART, "-n", SYSTEM, "--kube-version", "v1.36.1"],
+        [program, "template", RELEASE, CHART, "-n", SYSTEM, "--kube-version", "v1.36.1", *values],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -102,21 +113,30 @@ def install(plane: ControlPlane, documents: Iterable[dict[str, Any]]) -> None:
 
 def granted(documents: list[dict[str, Any]], account: str) -> set[Right]:
     """Return the rights of a service account of the operator's namespace."""
-    by_name = {(each["kind"], each["metadata"]["name"]): each for each in documents}
+    by_name = {(each["kind"], _namespace_of(each), each["metadata"]["name"]): each for each in documents}
     found = set()
     for binding in documents:
         if binding["kind"] not in ("RoleBinding", "ClusterRoleBinding"):
             continue
         if not any(each["name"] == account and each.get("namespace") == SYSTEM for each in binding["subjects"]):
             continue
-        role = by_name[binding["roleRef"]["kind"], binding["roleRef"]["name"]]
         # A namespace of the cluster-wide binding is none.
-        namespace = binding["metadata"].get("namespace", "") if binding["kind"] == "RoleBinding" else ""
+        namespace = _namespace_of(binding)
+        role = by_name[binding["roleRef"]["kind"], namespace, binding["roleRef"]["name"]]
         for rule in role["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
                     found |= {Right(group, resource, verb, namespace) for verb in rule["verbs"]}
     return found
+
+
+def folded(rights: Iterable[Right], watched: Sequence[str]) -> set[Right]:
+    """Return rights with the namespaces that are served as one: what one job does not need there, another one does."""
+    return {replace(each, namespace=SERVED) if each.namespace in watched else each for each in rights}
+
+
+def _namespace_of(document: dict[str, Any]) -> str:
+    return "" if document["kind"].startswith("Cluster") else str(document["metadata"].get("namespace", ""))
 
 
 def used(uses: Iterable[Use], rights: set[Right]) -> set[Right]:

@@ -162,9 +162,8 @@ class Life:
 
     def create(self) -> None:
         """A user applies namespace, profile and job."""
-        self._client.post(
-            "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        )
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
+        self._client.apply(f"/api/v1/namespaces/{self.namespace}", namespace, "user")
         self._client.post(core_path("configmaps", self.namespace), profile_config_map(seconds=FORWARD_SECONDS))
         self._client.post(job_path(self.namespace), perseus_job(JOB, accounting={"baselineIterations": 1}))
         self.revive()

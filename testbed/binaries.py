@@ -1,4 +1,4 @@
-"""Builds Kubernetes, etcd, containerd, helm and CoreDNS (and kwok, for who asks) from their Go modules.
+"""Builds Kubernetes, etcd, containerd, helm and CoreDNS (and what few tests ask for) from their Go modules.
 
 Why from modules: a Go module proxy is often the only door a closed machine has, and it pins every byte by checksum.
 Each group of programs is built in a folder of its own and appears in the cache by one rename, so a killed build leaves
@@ -123,14 +123,23 @@ def _kwok() -> ProgramGroup:
     return ProgramGroup("kwok", {"sigs.k8s.io/kwok": f"v{versions.KWOK}"}, {"sigs.k8s.io/kwok/cmd/kwok": "kwok"})
 
 
+def _workload_controllers() -> ProgramGroup:
+    jobset, trainer = "sigs.k8s.io/jobset", "github.com/kubeflow/trainer/v2"
+    return ProgramGroup(
+        "workload-controllers",
+        {jobset: f"v{versions.JOBSET}", trainer: f"v{versions.TRAINER}"},
+        {jobset: "jobset", f"{trainer}/cmd/trainer-controller-manager": "trainer-controller-manager"},
+    )
+
+
 def groups() -> list[ProgramGroup]:
     """Everything a cluster needs, the longest first."""
     return [_kubernetes(), _containerd(), _helm(), _coredns()]
 
 
 def optional_groups() -> list[ProgramGroup]:
-    """What only some measurements need; built when they ask for it by name."""
-    return [_kwok()]
+    """What only some tests and measurements need; built when they ask for it by name."""
+    return [_kwok(), _workload_controllers()]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +31,8 @@ _IN_TROUBLE = (500, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_METADATA_EVENTS = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_STREAM_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,31 @@ class Api:
         # null where metadata alone was asked for and nothing is there
         items: list[Document] = answer.get("items") or []
         return items
+
+    async def changes(self, kind: Kind, namespace: str, selector: str) -> AsyncIterator[Document]:
+        """Yield watch events of objects' metadata, first of all that are there, until the server ends the stream.
+
+        Raises:
+            ApiRefusal: the server refused.
+        """
+        query = [("watch", "true"), ("labelSelector", selector), ("timeoutSeconds", str(_STREAM_SECONDS))]
+        serialised = await self._client.param_serialize(
+            "GET",
+            kind.path(namespace),
+            query_params=query,
+            header_params={"Accept": _METADATA_EVENTS},
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._client.call_api(*serialised, _request_timeout=_STREAM_SECONDS + _TIMEOUT_SECONDS)
+        async with answer.response as response:
+            if response.status >= 400:
+                raise ApiRefusal(response.status, str(response.reason), (await response.text())[:500])
+            async for line in response.content:
+                event: Document = json.loads(line)
+                if event["type"] == "ERROR":
+                    told = event["object"]
+                    raise ApiRefusal(int(told.get("code") or 0), str(told.get("reason")), str(told.get("message")))
+                yield event
 
     async def apply(self, document: Document, subresource: str = "") -> Document:
         """Write an object by server-side apply, creating it if need be.

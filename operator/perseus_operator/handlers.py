@@ -19,12 +19,13 @@ from perseus_api import names
 from perseus_operator import metrics
 from perseus_operator.accounts import Accounts
 from perseus_operator.backstop import Backstop
-from perseus_operator.client import Api
+from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
 from perseus_operator.profiling.agents import Agents
 from perseus_operator.prometheus import Prometheus
 from perseus_operator.reconcile import Reconciler
+from perseus_operator.scope import Scope, find_scope
 from perseus_operator.settings import Settings
 from perseus_operator.transport import Connection
 from perseus_operator.visits import JobKey, VisitQueue
@@ -32,6 +33,7 @@ from perseus_operator.web import serve_pages
 
 # Changes of children come in bursts (pods of a Job become ready): one visit for each burst.
 CHILD_SECONDS = 0.3
+OWN_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
 logger = logging.getLogger("perseus.operator")
 
 
@@ -51,9 +53,10 @@ class _NothingToCompare(kopf.DiffBaseStorage):
 class Operator:
     """The running parts, and kopf's handlers over them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, scope: Scope) -> None:
         """Run with the chart's settings."""
         self._settings = settings
+        self._scope = scope
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: VisitQueue | None = None
         self._api: Api | None = None
@@ -83,10 +86,11 @@ class Operator:
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = _NothingToCompare()
-        own = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
+        # By namespace there is no right to watch namespaces and CRDs.
+        settings.scanning.disabled = not self._scope.is_everywhere
         for kind in ("configmaps", "services", "jobs"):
             # The API server sends our own objects only, not every ConfigMap of the cluster.
-            settings.watching.label_selectors[kind] = own
+            settings.watching.label_selectors[kind] = OWN_SELECTOR
         metrics.tell_version()
         api = self._api = await Api.connect()
         session = aiohttp.ClientSession()
@@ -96,7 +100,7 @@ class Operator:
             monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
         )
         agents = Agents(api, self._settings.namespace)
-        reconciler = Reconciler(api, self._settings, monitor, accounts, agents)
+        reconciler = Reconciler(api, self._settings, self._scope, monitor, accounts, agents)
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         self._backstop = Backstop(reconciler, self._queue)
@@ -104,7 +108,10 @@ class Operator:
         metrics.QUEUE_OVERDUE_SECONDS.set_function(self._queue.overdue_seconds)
         pages = await serve_pages(self._settings.port, self._health)
         self._closers = [pages.cleanup, session.close, agents.close, api.close]
-        self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
+        if self._scope.is_everywhere:
+            self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
+        elif self._settings.namespace not in self._scope.served:
+            self._tasks.append(asyncio.create_task(self._watch_plans(api)))
         if self._settings.prometheus.url:
             connection = Connection(self._settings.prometheus, session)
             await monitor.look_first(connection)
@@ -112,7 +119,7 @@ class Operator:
             self._tasks.append(asyncio.create_task(accounts.run(Prometheus(connection))))
             self._tasks.append(asyncio.create_task(monitor.sources.run_queries(connection)))
         self._tasks += [asyncio.create_task(self._queue.run()), asyncio.create_task(self._backstop.run())]
-        self._health.begins(self._queue, self._backstop)
+        self._health.begins(self._queue, self._backstop, self._scope)
         for task in self._tasks:
             task.add_done_callback(_end_with)
 
@@ -134,6 +141,18 @@ class Operator:
                 self._backstop.told(key, int(metadata.get("generation") or 0))
         self._visit(key, event, 0.0)
 
+    async def _watch_plans(self, api: Api) -> None:
+        """Where kopf does not watch the operator's own namespace: tell of the plans there."""
+        home: Any = self._settings.namespace
+        while True:
+            try:
+                async for event in api.changes(CONFIG_MAP, home, OWN_SELECTOR):
+                    raw: Any = event
+                    await self._child_event(raw, labels=event["object"]["metadata"]["labels"], namespace=home)
+            except (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError) as error:
+                logger.warning("watching plans: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(1.0)
+
     async def _child_event(self, event: kopf.RawEvent, labels: kopf.Labels, namespace: str | None, **_: object) -> None:
         # A plan lives in the operator's namespace and names its job's.
         home = labels.get(names.LABEL_JOB_NAMESPACE) or namespace or ""
@@ -141,20 +160,21 @@ class Operator:
 
     def _visit(self, key: JobKey, event: kopf.RawEvent, delay_seconds: float) -> None:
         document: Any = event["object"]
-        if self._queue is None or self._api is None:
+        if self._queue is None or self._api is None or not self._scope.serves(key[0]):
             return
-        if event["type"] != "DELETED" and self._api.wrote(document) and _is_told(document):
+        held = self._settings.holds_jobs
+        if event["type"] != "DELETED" and self._api.wrote(document) and _is_told(document, held):
             return
         self._queue.add(key, delay_seconds)
 
 
-def _is_told(document: dict[str, Any]) -> bool:
+def _is_told(document: dict[str, Any], is_held: bool) -> bool:
     """Whether our write was the answer to everything before it: kopf hands on the last of several quick events only."""
     if document.get("kind") != names.KIND:
         return True
     metadata, status = document["metadata"], document.get("status") or {}
-    held = names.FINALIZER in (metadata.get("finalizers") or []) and not metadata.get("deletionTimestamp")
-    return bool(held and status.get("observedGeneration") == metadata.get("generation"))
+    done = (names.FINALIZER in (metadata.get("finalizers") or [])) == is_held and not metadata.get("deletionTimestamp")
+    return bool(done and status.get("observedGeneration") == metadata.get("generation"))
 
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -170,7 +190,17 @@ def _end_with(task: asyncio.Task[None]) -> None:
 
 async def run_operator(settings: Settings) -> None:
     """Run until a signal ends kopf."""
-    operator = Operator(settings)
+    scope = await _find_scope(settings)
+    operator = Operator(settings, scope)
     # kopf would look the user's name up, which a container need not have.
     identity: Any = socket.gethostname()
-    await kopf.operator(registry=operator.registry(), clusterwide=True, standalone=True, identity=identity)
+    places: Any = {"clusterwide": True} if scope.is_everywhere else {"namespaces": scope.served}
+    await kopf.operator(registry=operator.registry(), standalone=True, identity=identity, **places)
+
+
+async def _find_scope(settings: Settings) -> Scope:
+    api = await Api.connect()
+    try:
+        return await find_scope(api, settings)
+    finally:
+        await api.close()

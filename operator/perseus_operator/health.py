@@ -6,6 +6,7 @@ An API server or a Prometheus that is away is no reason: a restart would not bri
 from __future__ import annotations
 
 from perseus_operator.backstop import Backstop
+from perseus_operator.scope import Scope
 from perseus_operator.visits import VisitQueue
 
 OVERDUE_SECONDS = 180.0
@@ -19,10 +20,11 @@ class Health:
         """Nothing runs yet."""
         self._queue: VisitQueue | None = None
         self._backstop: Backstop | None = None
+        self._scope = Scope()
 
-    def begins(self, queue: VisitQueue, backstop: Backstop) -> None:
+    def begins(self, queue: VisitQueue, backstop: Backstop, scope: Scope) -> None:
         """The parts run from now on."""
-        self._queue, self._backstop = queue, backstop
+        self._queue, self._backstop, self._scope = queue, backstop, scope
 
     @property
     def ready(self) -> bool:
@@ -40,4 +42,8 @@ class Health:
                 found.append(f"a visit has been running for {longest:.0f} s: it hangs")
         if self._backstop is not None and self._backstop.missed:
             found.append(f"the watch tells nothing of {len(self._backstop.missed)} jobs: it stands still")
+        if self._scope.returned:
+            found.append(
+                f"may be read again, which a restart makes use of: namespace {', '.join(self._scope.returned)}"
+            )
         return found

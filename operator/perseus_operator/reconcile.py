@@ -23,6 +23,7 @@ from perseus_operator.conditions import Story
 from perseus_operator.monitor import JobKey, Monitor
 from perseus_operator.profiles import LoadedProfile, ProfileProblem, check_orders
 from perseus_operator.profiling.agents import Agents, trainer_pods
+from perseus_operator.scope import Scope
 from perseus_operator.settings import Settings
 from perseus_operator.steps.account import AccountStep
 from perseus_operator.steps.frontier import FrontierStep
@@ -46,10 +47,13 @@ logger = logging.getLogger("perseus.operator")
 class Reconciler:
     """Visits jobs."""
 
-    def __init__(self, api: Api, settings: Settings, monitor: Monitor, accounts: Accounts, agents: Agents) -> None:
+    def __init__(
+        self, api: Api, settings: Settings, scope: Scope, monitor: Monitor, accounts: Accounts, agents: Agents
+    ) -> None:
         """Visit with a connection and the chart's settings; with what monitor, accounts and agents know."""
         self._api = api
         self._settings = settings
+        self._scope = scope
         self._monitor = monitor
         self._frontier = FrontierStep(api, monitor.take_drift)
         self._profile = ProfileStep(api, settings, agents)
@@ -124,7 +128,7 @@ class Reconciler:
         selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
         # Plans first: a job that is not there afterwards was not there when its plan was seen, or is gone since.
         plans = await self._api.find(CONFIG_MAP, self._settings.namespace, selector)
-        jobs = await self._api.find(PERSEUS_JOB, "")
+        jobs = await self._scope.jobs(self._api)
         uids = {(job["metadata"]["namespace"], job["metadata"]["name"]): job["metadata"]["uid"] for job in jobs}
         for plan in plans:
             labels = plan["metadata"].get("labels") or {}
@@ -225,12 +229,11 @@ class Reconciler:
         await self._profile.measure(visit, builder, spec, pods, running)
 
     async def _hold(self, job: Document) -> None:
-        finalizers = job["metadata"].get("finalizers") or []
-        if names.FINALIZER not in finalizers:
-            patch = {
-                "metadata": {
-                    "finalizers": [*finalizers, names.FINALIZER],
-                    "resourceVersion": job["metadata"]["resourceVersion"],
-                }
-            }
-            await self._api.merge(PERSEUS_JOB, job["metadata"]["namespace"], job["metadata"]["name"], patch)
+        metadata = job["metadata"]
+        finalizers = metadata.get("finalizers") or []
+        wanted = [each for each in finalizers if each != names.FINALIZER]
+        if self._settings.holds_jobs:
+            wanted = finalizers if names.FINALIZER in finalizers else [*finalizers, names.FINALIZER]
+        if wanted != finalizers:
+            patch = {"metadata": {"finalizers": wanted or None, "resourceVersion": metadata["resourceVersion"]}}
+            await self._api.merge(PERSEUS_JOB, metadata["namespace"], metadata["name"], patch)

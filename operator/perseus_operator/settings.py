@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from perseus_operator.logs import FORMATS
 from perseus_operator.transport import PrometheusAddress
 
 DEFAULT_PORT = 9411
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 class SettingsError(ValueError):
@@ -28,6 +30,7 @@ class Settings:
         port: of metrics and health.
         deployment: the operator's own Deployment, for the uninstall hook.
         log_format: text or json.
+        watch_namespaces: whose jobs are served; empty: all.
     """
 
     namespace: str
@@ -37,6 +40,16 @@ class Settings:
     port: int
     deployment: str
     log_format: str = "text"
+    watch_namespaces: tuple[str, ...] = ()
+
+    @property
+    def holds_jobs(self) -> bool:
+        """Whether jobs carry our finalizer.
+
+        Not where rights are given by namespace: one that is deleted may lose them before its jobs, and then nobody
+        could let these go. Plans of jobs that are gone are taken away all the same.
+        """
+        return not self.watch_namespaces
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -63,7 +76,17 @@ class Settings:
             port=int(port),
             deployment=given.get("PERSEUS_OPERATOR_DEPLOYMENT", ""),
             log_format=log_format,
+            watch_namespaces=_namespaces(given),
         )
+
+
+def _namespaces(given: Mapping[str, str]) -> tuple[str, ...]:
+    found = [each.strip() for each in given.get("PERSEUS_WATCH_NAMESPACES", "").split(",") if each.strip()]
+    for each in found:
+        if not _NAMESPACE.fullmatch(each):
+            words = f"{each[:80]!r} is no name of a namespace; write names with commas between, as watchNamespaces does"
+            raise SettingsError(f"PERSEUS_WATCH_NAMESPACES: {words}")
+    return tuple(dict.fromkeys(found))
 
 
 def _prometheus(given: Mapping[str, str]) -> PrometheusAddress:

@@ -37,7 +37,8 @@ async def uninstall(settings: Settings) -> None:
         for plan in plans:
             await api.delete(CONFIG_MAP, settings.namespace, plan["metadata"]["name"])
         freed = 0
-        for job in await api.find(PERSEUS_JOB, ""):
+        # By namespace none was ever held (`Settings.holds_jobs`), and there is no right to look.
+        for job in await api.find(PERSEUS_JOB, "") if settings.holds_jobs else ():
             metadata = job["metadata"]
             finalizers = metadata.get("finalizers") or []
             if names.FINALIZER in finalizers:

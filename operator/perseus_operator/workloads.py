@@ -14,21 +14,30 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Served:
-    """Where the API serves a kind, whichever version it prefers, and by which conditions it tells its end."""
+    """Where the API serves a kind, whichever version it prefers, and by which conditions it tells its end.
+
+    Attributes:
+        labelling: how its pods get a label.
+    """
 
     group: str
     plural: str
     finished: str = ""
     failed: str = "Failed"
+    labelling: str = "add it to its pod template"
 
 
 SERVED = {
     WorkloadKind.JOB: Served("batch", "jobs", "Complete"),
     WorkloadKind.STATEFUL_SET: Served("apps", "statefulsets"),
     WorkloadKind.JOB_SET: Served("jobset.x-k8s.io", "jobsets", "Completed"),
-    WorkloadKind.TRAIN_JOB: Served("trainer.kubeflow.org", "trainjobs", "Complete"),
+    WorkloadKind.TRAIN_JOB: Served(
+        "trainer.kubeflow.org", "trainjobs", "Complete",
+        labelling="its own labels do not reach pods: add it by spec.podTemplateOverrides (Trainer 2.1), "
+        "spec.runtimePatches (2.2), or in a runtime of its own",
+    ),
     WorkloadKind.PYTORCH_JOB: Served("kubeflow.org", "pytorchjobs", "Succeeded"),
-}
+}  # fmt: skip
 
 
 class State(StrEnum):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from perseus_api import metrics, names
+from perseus_operator.settings import Settings
 
 from testbed import binaries as programs
 from testbed.folders import Folders
@@ -62,6 +63,7 @@ def test_the_chart_has_no_complaint_from_helms_linter() -> None:
     [
         "agnet.privileged=false", "agent.priviledged=false", "image.tags=1", "simulator.enabled=maybe",
         "prometheus.url=prometheus:9090", "image.pullPolicy=Sometimes", "simulator.gpus=0",
+        "watchNamespaces={Team}", "watchNamespaces={team,team}", "watchNamespaces=team",
     ],
 )  # fmt: skip
 def test_a_mistyped_value_is_refused(typo: str) -> None:
@@ -228,6 +230,57 @@ def test_the_operator_may_watch_what_it_watches(rendered: list[Document]) -> Non
             if resource in rule["resources"] and ("" if group == "v1" else group) in rule["apiGroups"]
         ]
         assert any({"list", "watch"} <= set(verbs) for verbs in own), f"{group} {resource}"
+
+
+def test_by_namespace_the_operator_has_no_right_anywhere_else() -> None:
+    everywhere = render("watchNamespaces=null")
+    rendered = render("watchNamespaces={team-a,team-b}")
+    programs = (OPERATOR, "perseus-uninstall")
+    for each in rendered:
+        assert not (each["kind"].startswith("ClusterRole") and each["metadata"]["name"] in programs), each["kind"]
+    (cluster_role,) = (
+        each for each in everywhere if each["kind"] == "ClusterRole" and each["metadata"]["name"] == OPERATOR
+    )
+    of_cluster = [["customresourcedefinitions"], ["nodes"]]
+    wanted = [rule for rule in cluster_role["rules"] if rule["resources"] not in of_cluster]
+    roles = roles_of(rendered, OPERATOR)
+    assert roles["team-a"] == roles["team-b"] == wanted
+    plans = [(rule["resources"], "create" in rule["verbs"]) for rule in roles["perseus-system"]]
+    assert plans == [(["configmaps"], True), (["pods"], False)]
+    bound = {
+        each["metadata"]["namespace"]: each["subjects"]
+        for each in rendered
+        if each["kind"] == "RoleBinding" and each["metadata"]["name"] == OPERATOR
+    }
+    account = {"kind": "ServiceAccount", "name": OPERATOR, "namespace": "perseus-system"}
+    assert bound == {namespace: [account] for namespace in roles}
+
+
+def test_the_releases_namespace_may_be_one_of_those_that_are_served() -> None:
+    roles = roles_of(render("watchNamespaces={perseus-system,team}"), OPERATOR)
+    assert roles["perseus-system"] == roles["team"]
+
+
+def test_by_namespace_programs_and_policy_know_which() -> None:
+    rendered = render("watchNamespaces={team-a,team-b}")
+    for name in ("Deployment/perseus-operator", "Job/perseus-uninstall"):
+        (container,) = pods(rendered)[name]["spec"]["containers"]
+        told = {each["name"]: each.get("value") for each in container["env"]}
+        assert Settings.from_environment({**told, "PERSEUS_OPERATOR_NAMESPACE": "perseus-system"}).watch_namespaces == (
+            "team-a", "team-b",
+        )  # fmt: skip
+    policy = next(each for each in rendered if each["kind"] == "MutatingAdmissionPolicy")
+    expressions = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+    assert {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]} in expressions
+    assert len(expressions) == 2, "namespaces whose pods may not have the socket stay left out"
+
+
+def roles_of(documents: list[Document], name: str) -> dict[str, list[Document]]:
+    """Rules of the Roles of a name, by namespace; no two of them in one."""
+    found = [each for each in documents if each["kind"] == "Role" and each["metadata"]["name"] == name]
+    by_namespace = {each["metadata"]["namespace"]: each["rules"] for each in found}
+    assert len(by_namespace) == len(found)
+    return by_namespace
 
 
 def test_names_agree_with_the_code(rendered: list[Document]) -> None:

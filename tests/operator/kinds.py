@@ -1,16 +1,14 @@
-"""Workloads of other projects' kinds, with the CRDs out of their own Go modules. Declared only: no controller runs."""
+"""Workloads of other projects' kinds, with the CRDs out of their own Go modules."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perseus_api import names
+
+from harness.workload_controllers import JOBSET_MODULE, TRAINER_MODULE, module_folder
 
 _CONTAINER = {"name": "trainer", "image": "trainer", "resources": {"limits": {names.GPU_RESOURCE: 8}}}
 _POD = {
@@ -45,14 +43,7 @@ class ForeignKind:
 
     def crd_file(self) -> Path:
         """Its CRD, downloaded as part of the module (checked by Go's checksum database)."""
-        environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off", "GOTOOLCHAIN": "local"}
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                ["go", "mod", "download", "-json", self.module],
-                cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,
-            )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return Path(json.loads(done.stdout)["Dir"]) / self.crd
+        return module_folder(self.module) / self.crd
 
 
 JOB = ForeignKind(
@@ -71,12 +62,12 @@ JOB_SET = ForeignKind(
     "JobSet", "jobset.x-k8s.io/v1alpha2", "jobsets",
     {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": {"template": _POD}}}]},
     {"suspend": True}, "Completed",
-    "sigs.k8s.io/jobset@v0.12.0", "config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml",
+    JOBSET_MODULE, "config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml",
 )  # fmt: skip
 TRAIN_JOB = ForeignKind(
     "TrainJob", "trainer.kubeflow.org/v1alpha1", "trainjobs", {"runtimeRef": {"name": "torch-distributed"}},
     {"suspend": True}, "Complete",
-    "github.com/kubeflow/trainer/v2@v2.0.0", "manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml",
+    TRAINER_MODULE, "manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml",
 )  # fmt: skip
 PYTORCH_JOB = ForeignKind(
     "PyTorchJob", "kubeflow.org/v1", "pytorchjobs",

@@ -17,6 +17,7 @@ from perseus_operator import logs, tracing
 from perseus_operator.backstop import Backstop
 from perseus_operator.health import Health
 from perseus_operator.memory import Memory
+from perseus_operator.scope import Scope
 from perseus_operator.settings import Settings, SettingsError
 from perseus_operator.visits import JobKey, VisitQueue
 
@@ -93,7 +94,7 @@ async def test_health_fails_when_a_visit_hangs(monkeypatch: pytest.MonkeyPatch) 
 
     queue, health = VisitQueue(hang), Health()
     assert not health.ready
-    health.begins(queue, Backstop(_Reconciler(), queue))  # type: ignore[arg-type]
+    health.begins(queue, Backstop(_Reconciler(), queue), Scope())  # type: ignore[arg-type]
     assert health.ready
     running = asyncio.create_task(queue.run())
     queue.add(("team", "train"))
@@ -111,7 +112,7 @@ async def test_health_fails_when_visits_are_due_and_nobody_makes_them(monkeypatc
         return None
 
     queue, health = VisitQueue(visit), Health()
-    health.begins(queue, Backstop(_Reconciler(), queue))  # type: ignore[arg-type]
+    health.begins(queue, Backstop(_Reconciler(), queue), Scope())  # type: ignore[arg-type]
     queue.add(("team", "train"))
     assert queue.depth() == 1
     await asyncio.sleep(0.1)
@@ -127,7 +128,7 @@ async def test_health_fails_when_the_watch_tells_nothing_and_the_job_is_visited_
 
     queue, health = VisitQueue(visit), Health()
     backstop = Backstop(_Reconciler(), queue)  # type: ignore[arg-type]
-    health.begins(queue, backstop)
+    health.begins(queue, backstop, Scope())
     running = asyncio.create_task(queue.run())
     backstop.told(("team", "seen"), 1)
     backstop.compare([_job("seen", 1), _job("unseen", 1)])

@@ -1,7 +1,8 @@
 """Each program's rights: what the chart grants is what it uses, neither more nor less, by the API server's audit log.
 
 The operator lives a job's whole life, sees an optimisation fail, and finds an orphan; the agent watches; the
-optimisation pod fills its ConfigMap; the uninstall hook takes everything back. The tables are printed (`pytest -s`).
+optimisation pod fills its ConfigMap; the uninstall hook takes everything back. Once with the whole cluster's jobs to
+serve, and once with those of three namespaces and of no other. The tables are printed (`pytest -s`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from harness.scenario import FORWARD_SECONDS, Life, Stage
 
 pytestmark = pytest.mark.cluster
 ACCOUNTS = {"operator": "perseus-operator", "agent": "perseus-agent", "uninstall": "perseus-uninstall"}
+SERVED = ("life", "failed", "left")
 _AGENT = """
 import sys, threading, time
 from perseus_daemonset.cluster import ClusterWatch
@@ -50,17 +52,30 @@ sys.exit(main.main())
 """
 
 
+@pytest.fixture(scope="module", params=[(), SERVED], ids=["whole-cluster", "named-namespaces"])
+def watched(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The namespaces that the chart is told to serve; none: all."""
+    return tuple(request.param)
+
+
 @pytest.fixture(scope="module")
-def chart() -> list[dict[str, Any]]:
+def chart(watched: tuple[str, ...]) -> list[dict[str, Any]]:
     """What the chart grants."""
-    return rights.rendered()
+    return rights.rendered(watched=watched)
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory, chart: list[dict[str, Any]]) -> Iterator[Stage]:
+def lived(
+    tmp_path_factory: pytest.TempPathFactory, chart: list[dict[str, Any]], watched: tuple[str, ...]
+) -> Iterator[Stage]:
     """A stage on which all programs have done everything that they do, with their own accounts."""
     folder = tmp_path_factory.mktemp("rights")
-    with scenario.stage(folder) as stage:
+    with scenario.stage(folder, PERSEUS_WATCH_NAMESPACES=",".join(watched)) as stage:
+        for each in (*watched, "elsewhere"):
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": each}}
+            stage.client.post("/api/v1/namespaces", namespace)
+        stage.client.post(core_path("configmaps", "elsewhere"), profile_config_map())
+        stage.client.post(job_path("elsewhere"), perseus_job())
         rights.install(stage.plane, chart)
         token = stage.plane.account_token(SYSTEM, ACCOUNTS["operator"])
         stage.plane.write_kubeconfig(folder / "proxied", stage.proxy.url, token, "operator")
@@ -68,6 +83,9 @@ def lived(tmp_path_factory: pytest.TempPathFactory, chart: list[dict[str, Any]])
         assert not outcome.trouble, outcome.trouble
         _fail_an_optimisation(stage)
         _leave_a_job(stage)
+        _damage_a_frontier(stage)
+        if watched:
+            _find_a_finalizer(stage)
         _run(stage, "agent", ["-c", _AGENT, SYSTEM])
         stage.operator.kill()
         deployment = {
@@ -84,23 +102,39 @@ def lived(tmp_path_factory: pytest.TempPathFactory, chart: list[dict[str, Any]])
             },
         }
         stage.client.post(f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", deployment)
-        _run(stage, "uninstall", ["-m", "perseus_operator.main", "uninstall"])
+        served = {"PERSEUS_WATCH_NAMESPACES": ",".join(watched)}
+        _run(stage, "uninstall", ["-m", "perseus_operator.main", "uninstall"], **served)
         yield stage
 
 
 @pytest.mark.parametrize("program", ACCOUNTS)
 def test_a_program_uses_every_right_that_it_has_and_has_every_right_that_it_uses(
-    lived: Stage, chart: list[dict[str, Any]], program: str
+    lived: Stage, chart: list[dict[str, Any]], watched: tuple[str, ...], program: str
 ) -> None:
     account = ACCOUNTS[program]
-    had = rights.granted(chart, account)
+    granted = rights.granted(chart, account)
     log = AuditLog(lived.plane.audit_log, whole=True)
     user = f"system:serviceaccount:{SYSTEM}:{account}"
-    used = rights.used(log.uses(user), had)
+    had = rights.folded(granted, watched)
+    used = rights.folded(rights.used(log.uses(user), granted), watched)
     print("\n" + "\n".join(rights.table(account, had, used)))
     assert log.refusals(user) == []
     assert sorted(map(str, used - had)) == [], "used, not granted"
     assert sorted(map(str, had - used - rights.unseen(had))) == [], "granted, not used"
+
+
+def test_a_job_is_served_where_the_chart_says_and_left_alone_elsewhere(lived: Stage, watched: tuple[str, ...]) -> None:
+    """`life` and `left` went through their lives in the fixture."""
+    job = lived.client.get(job_path("elsewhere", "train"))
+    assert job is not None
+    children = lived.client.items(batch_path("elsewhere"))
+    if watched:
+        assert "status" not in job
+        assert "finalizers" not in job["metadata"]
+        assert children == []
+    else:
+        assert job["status"]["observedGeneration"] == 1
+        assert children != []
 
 
 def test_the_optimisation_pod_may_fill_its_own_configmap_and_nothing_else(lived: Stage, tmp_path: Path) -> None:
@@ -133,7 +167,8 @@ def test_the_optimisation_pod_may_fill_its_own_configmap_and_nothing_else(lived:
 def _fail_an_optimisation(stage: Stage) -> None:
     """The operator reads the last words of the pod of an optimisation that failed."""
     client = stage.client
-    client.post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "failed"}})
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "failed"}}
+    client.apply("/api/v1/namespaces/failed", namespace, "user")
     client.post(core_path("configmaps", "failed"), profile_config_map())
     client.post(job_path("failed"), perseus_job())
     life = Life(stage, "failed")
@@ -162,6 +197,25 @@ def _leave_a_job(stage: Stage) -> None:
     life = Life(stage, "left")
     for step in ("create", "profile", "pods", "plan"):
         life.steps()[step]()
+
+
+def _damage_a_frontier(stage: Stage) -> None:
+    """The operator takes away what cannot be read, and has another one made."""
+    path = core_path("configmaps", "left", names.frontier_config_map_name("train"))
+    damaged = stage.client.merge(path, {"binaryData": {names.FRONTIER_KEY: "AAAA"}})["metadata"]["uid"]
+    life = Life(stage, "left")
+    life.wait("another frontier", lambda: _uid(stage.client.get(path)) not in ("", damaged))
+
+
+def _find_a_finalizer(stage: Stage) -> None:
+    """An operator that served the whole cluster left one; the one by namespace takes it off."""
+    life, path = Life(stage, "left"), job_path("left", "train")
+    stage.client.merge(path, {"metadata": {"finalizers": [names.FINALIZER]}})
+    life.wait("the finalizer is gone", lambda: "finalizers" not in (stage.client.get(path) or {})["metadata"])
+
+
+def _uid(found: dict[str, Any] | None) -> str:
+    return str(found["metadata"]["uid"]) if found else ""
 
 
 def _is_optimiser(job: dict[str, Any]) -> bool:

@@ -49,18 +49,20 @@ async def look_at_workload(api: Api, visit: Visit, spec: PerseusJobSpec, referen
     elif spec.suspend:
         say(Condition.WORKLOAD_READY, False, Reason.SUSPENDED, f"spec.suspend is true: {named} trains at full speed")
     else:
-        await _tell_pods(api, visit, spec, named)
+        await _tell_pods(api, visit, spec, reference)
     return state is State.WANTED and not spec.suspend
 
 
-async def _tell_pods(api: Api, visit: Visit, spec: PerseusJobSpec, named: str) -> None:
+async def _tell_pods(api: Api, visit: Visit, spec: PerseusJobSpec, reference: WorkloadReference) -> None:
     namespace, job = visit.key
+    named = f"{reference.kind.value} {reference.name}"
     say, ranks = visit.story.say, spec.parallelism.ranks
     pods = await api.find(POD, namespace, f"{names.LABEL_JOB}={job},{names.LABEL_COMPONENT}!=optimiser")
     ready = ready_gpus(pods)
     visit.settled = visit.settled and ready >= ranks
     if not pods:
-        words = f"no pod carries the label {names.LABEL_JOB}={job}: add it to the pod template of {named}"
+        label, how = f"{names.LABEL_JOB}={job}", SERVED[reference.kind].labelling
+        words = f"no pod of {named} carries the label {label}: {how}"
         say(Condition.WORKLOAD_READY, False, Reason.PODS_UNLABELLED, words)
     elif ready < ranks:
         words = f"the ready pods of {named} own {ready} of {ranks} GPUs"

@@ -76,7 +76,7 @@ def run_scenario(
         namespace: of the job.
         given_profile: whether the job comes with a profile; else it is measured while the job trains, or found in the
             cache where an earlier demonstration has measured it.
-        undisturbed: entered once training is planned, until the straggler has recovered.
+        undisturbed: entered while figures are taken: of the unlocked iterations, and from the plan to the recovery.
 
     Raises:
         TimeoutError: something that should happen did not; the text says what.
@@ -85,7 +85,8 @@ def run_scenario(
         example = GIVEN_EXAMPLE if given_profile else MEASURED_EXAMPLE
         story = _Story(installation, narrator, namespace, recorder, example)
         story.apply()
-        baseline = story.run_unlocked()
+        with undisturbed():
+            baseline = story.run_unlocked()
         profiling = None if given_profile else story.watch_the_sweep()
         with undisturbed():
             planned = story.run_planned(baseline)

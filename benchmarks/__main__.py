@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import hooks, operator, planner, writes
+from benchmarks import fleet, hooks, planner, writes
 
 OUTPUT = Path("build/bench")
 BENCHMARKS: dict[str, Callable[[], Any]] = {"planner": planner.measure, "hooks": hooks.measure}
 # Control planes of their own, and a quarter of an hour each: run when they are named.
-LONG: dict[str, Callable[[], Any]] = {"writes": writes.measure, "operator": operator.measure}
+LONG: dict[str, Callable[[], Any]] = {"writes": writes.measure, "operator": fleet.measure}
 
 
 def main() -> int:

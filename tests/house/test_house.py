@@ -47,6 +47,15 @@ def test_every_module_says_why_it_exists() -> None:
     assert silent == []
 
 
+def test_nothing_beside_a_script_stands_in_for_the_standard_library() -> None:
+    """Python looks beside the script that it runs first."""
+    beside = [
+        path for path in tracked(".py") if path.relative_to(ROOT).parts[0] in ("benchmarks", "examples", "scripts")
+    ]
+    assert len(beside) > 10
+    assert [str(path) for path in beside if path.stem in sys.stdlib_module_names] == []
+
+
 def test_documents_point_at_files_that_exist() -> None:
     broken = []
     for path in tracked(".md"):

@@ -33,6 +33,7 @@ GPUS_OF_A_POD = STAGES * TENSOR_PARALLEL
 CREATORS = 4
 SLOWDOWN = 1.25
 _PATIENCE_SECONDS = 240.0
+_LOOK_SECONDS = 5.0  # whoever lists a thousand Jobs takes the API server's time
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class _Run:
     def _begin_training(self) -> None:
         """A job's ranks train once all its pods are ready, as the Job controller counts them."""
         selector = f"{names.LABEL_COMPONENT}=trainer"
-        while not self._done.wait(1.0):
+        while not self._done.wait(_LOOK_SECONDS):
             for job in self._plane.client.items("/apis/batch/v1/jobs", labelSelector=selector, resourceVersion="0"):
                 key = (job["metadata"]["namespace"], job["metadata"]["name"])
                 pods = job["spec"]["completions"]

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin/python
-FAST_TESTS := -m "not cluster and not frameworks"
+FAST_TESTS := -m "not cluster and not frameworks and not older"
 # One worker for the cluster's tests, which mostly wait, and two for the others (tests/lanes.py).
 LANES := -n 3 --no-loadscope-reorder
 
@@ -60,6 +60,10 @@ test-fast: venv native loops ## The tests that need no cluster and train nothing
 .PHONY: test-frameworks
 test-frameworks: venv native ## The adapters in real torch, DeepSpeed and Megatron-Core, on CPU
 	@$(PYTHON_BIN) -m pytest -m frameworks
+
+.PHONY: test-older
+test-older: venv native ## The CRD, a release's life and the operator on the oldest Kubernetes that is supported (its control plane alone)
+	@$(PYTHON_BIN) -m pytest -m older
 
 .PHONY: lint
 lint: venv ## ruff, mypy --strict, import layers

@@ -48,20 +48,25 @@ class ControlPlane:
         url: of the API server.
     """
 
-    def __init__(self, folder: Path, controllers: Sequence[str] = (), scheduler: bool = False) -> None:
+    def __init__(
+        self, folder: Path, controllers: Sequence[str] = (), scheduler: bool = False, older: bool = False
+    ) -> None:
         """Prepare one in a folder; `start` starts it.
 
         Args:
             folder: for its files.
             controllers: of kube-controller-manager, in the words of its flag; none: it does not run.
             scheduler: whether kube-scheduler runs.
+            older: whether API server and controllers are those of the oldest Kubernetes that is supported.
         """
         self.folder = folder
         self._controllers = tuple(controllers)
         self._scheduler = scheduler
         self._ports = {name: free_port() for name in ("etcd", "peer", "api", "manager", "scheduler")}
         self.url = f"https://127.0.0.1:{self._ports['api']}"
-        self._binaries = programs.build(Folders.from_environment().cache, only={"kubernetes"})
+        groups = {"kubernetes", "kubernetes-older"} if older else {"kubernetes"}
+        self._binaries = programs.build(Folders.from_environment().cache, only=groups)
+        self._variant = "-older" if older else ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.client = Client(self.url, "token", self.certificate)
 
@@ -85,8 +90,8 @@ class ControlPlane:
         """Kubectl."""
         return self._binaries["kubectl"]
 
-    def start(self) -> None:
-        """Start everything, and install the CRD and the operator's namespace.
+    def start(self, empty: bool = False) -> None:
+        """Start everything, and install the CRD and the operator's namespace, unless it shall be empty.
 
         Raises:
             TestbedError: a part does not come up.
@@ -95,10 +100,11 @@ class ControlPlane:
         for name in ("etcd", "api"):
             self.start_part(name)
         self.wait_until_ready()
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            self.kubectl("apply", "--server-side", "-f", str(path))
-        self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
-        self.kubectl("create", "namespace", SYSTEM)
+        if not empty:
+            for path in sorted((ROOT / "crds").glob("*.yaml")):
+                self.kubectl("apply", "--server-side", "-f", str(path))
+            self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+            self.kubectl("create", "namespace", SYSTEM)
         if self._controllers:
             self.start_part("manager")
         if self._scheduler:
@@ -200,7 +206,7 @@ class ControlPlane:
     def _api_server(self) -> list[Any]:
         account = self.folder / "account.key"
         return [
-            self._binaries["kube-apiserver"], f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
+            self._binaries[f"kube-apiserver{self._variant}"], f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
             f"--secure-port={self._ports['api']}", "--bind-address=127.0.0.1",
             f"--tls-cert-file={self.certificate}", f"--tls-private-key-file={self.folder / 'ca.key'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}", "--authorization-mode=RBAC",
@@ -214,7 +220,7 @@ class ControlPlane:
 
     def _controller_manager(self) -> list[Any]:
         return [
-            self._binaries["kube-controller-manager"], f"--kubeconfig={self.kubeconfig}",
+            self._binaries[f"kube-controller-manager{self._variant}"], f"--kubeconfig={self.kubeconfig}",
             "--bind-address=127.0.0.1", f"--secure-port={self._ports['manager']}", "--leader-elect=false",
             f"--controllers={','.join(self._controllers)}", f"--cert-dir={self.folder / 'manager'}", *_CLIENT_RATE,
         ]  # fmt: skip
@@ -228,11 +234,17 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def running(folder: Path, controllers: Sequence[str] = (), scheduler: bool = False) -> Iterator[ControlPlane]:
+def running(
+    folder: Path,
+    controllers: Sequence[str] = (),
+    scheduler: bool = False,
+    older: bool = False,
+    empty: bool = False,
+) -> Iterator[ControlPlane]:
     """A control plane for the time of a block; its data goes away with it, its logs stay."""
-    plane = ControlPlane(folder, controllers, scheduler)
+    plane = ControlPlane(folder, controllers, scheduler, older)
     try:
-        plane.start()
+        plane.start(empty)
         yield plane
     finally:
         plane.stop()

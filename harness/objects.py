@@ -30,17 +30,23 @@ def csv_of(stages: int = STAGES, seconds: float = 0.05, split: bool = False) -> 
 
 
 @functools.cache
-def frontier_of(stages: int = STAGES, microbatches: int = MICROBATCHES, seconds: float = 0.05) -> Frontier:
+def frontier_of(
+    stages: int = STAGES, microbatches: int = MICROBATCHES, seconds: float = 0.05, tensor_parallel: int = 1
+) -> Frontier:
     """The frontier of such a profile."""
     checksum = profile_checksum(csv_of(stages, seconds), HEADER)
     profile = example_profile(stages, seconds)
-    return frontier(profile, Pipeline(stages, microbatches), plans=20, profile_checksum=checksum)
+    pipeline = Pipeline(stages, microbatches, tensor_parallel=tensor_parallel)
+    return frontier(profile, pipeline, plans=20, profile_checksum=checksum)
 
 
 @functools.cache
-def frontier_data(stages: int = STAGES, microbatches: int = MICROBATCHES, seconds: float = 0.05) -> dict[str, str]:
+def frontier_data(
+    stages: int = STAGES, microbatches: int = MICROBATCHES, seconds: float = 0.05, tensor_parallel: int = 1
+) -> dict[str, str]:
     """The binaryData of such a frontier's ConfigMap."""
-    return {names.FRONTIER_KEY: base64.b64encode(frontier_of(stages, microbatches, seconds).encode()).decode()}
+    found = frontier_of(stages, microbatches, seconds, tensor_parallel)
+    return {names.FRONTIER_KEY: base64.b64encode(found.encode()).decode()}
 
 
 def profile_config_map(

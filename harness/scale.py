@@ -1,7 +1,8 @@
 """A thousand jobs at once on a fleet of kwok's: how soon each has its plan, what that costs, and what a restart writes.
 
 The frontiers are there already, one ConfigMap for each job as a cache would leave it. Nine jobs in ten are one pod of
-eight GPUs; one in ten has two pipelines of such a pod, so that it can have a straggler.
+eight GPUs (4 stages x 2 tensor-parallel ranks); one in ten has two pipelines of such a pod, so that it can have a
+straggler.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from testbed.execution import say, wait_until
 
 USER = f"system:serviceaccount:{SYSTEM}:operator"
 MODELS, MICROBATCHES, SCRAPE_SECONDS = 10, 8, 1.0
+STAGES, TENSOR_PARALLEL = 4, 2
+GPUS_OF_A_POD = STAGES * TENSOR_PARALLEL
 CREATORS = 4
 SLOWDOWN = 1.25
 _PATIENCE_SECONDS = 240.0
+_LOOK_SECONDS = 5.0  # whoever lists a thousand Jobs takes the API server's time
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,12 @@ class _Run:
         for model in range(MODELS):
             namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"team-{model}"}}
             client.post("/api/v1/namespaces", namespace)
-            profile = profile_config_map(seconds=_seconds(model), stages=1)
+            profile = profile_config_map(seconds=_seconds(model), stages=STAGES)
             client.post(core_path("configmaps", f"team-{model}"), profile)
 
         def frontier(key: JobKey) -> None:
             metadata = {"name": names.frontier_config_map_name(key[1])}
-            data = frontier_data(1, MICROBATCHES, _seconds(_model(key)))
+            data = frontier_data(STAGES, MICROBATCHES, _seconds(_model(key)), TENSOR_PARALLEL)
             document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": data}
             client.post(core_path("configmaps", key[0]), document)
 
@@ -148,8 +152,9 @@ class _Run:
         def create(numbered: tuple[int, JobKey]) -> None:
             index, key = numbered
             pipelines = 2 if index < self._size.stragglers else 1
-            shape = {"stages": 1, "pipelines": pipelines, "microbatches": MICROBATCHES}
-            client.post(job_path(key[0]), perseus_job(key[1], gpus=8, parallelism=shape))
+            shape = {"stages": STAGES, "pipelines": pipelines, "microbatches": MICROBATCHES}
+            shape["tensorParallel"] = TENSOR_PARALLEL
+            client.post(job_path(key[0]), perseus_job(key[1], gpus=GPUS_OF_A_POD, parallelism=shape))
 
         with ThreadPoolExecutor(CREATORS) as pool:
             list(pool.map(create, enumerate(self._keys)))
@@ -161,13 +166,13 @@ class _Run:
     def _begin_training(self) -> None:
         """A job's ranks train once all its pods are ready, as the Job controller counts them."""
         selector = f"{names.LABEL_COMPONENT}=trainer"
-        while not self._done.wait(1.0):
+        while not self._done.wait(_LOOK_SECONDS):
             for job in self._plane.client.items("/apis/batch/v1/jobs", labelSelector=selector, resourceVersion="0"):
                 key = (job["metadata"]["namespace"], job["metadata"]["name"])
-                ranks = job["spec"]["completions"]
-                if key not in self._training_keys and (job.get("status") or {}).get("ready") == ranks:
-                    unlocked = frontier_of(1, MICROBATCHES, _seconds(_model(key))).fastest.iteration_seconds
-                    self._training.begin(key, ranks, ranks, unlocked)
+                pods = job["spec"]["completions"]
+                if key not in self._training_keys and (job.get("status") or {}).get("ready") == pods:
+                    found = frontier_of(STAGES, MICROBATCHES, _seconds(_model(key)), TENSOR_PARALLEL)
+                    self._training.begin(key, pods, pods * GPUS_OF_A_POD, found.fastest.iteration_seconds)
                     self._training_keys.add(key)
 
     def _all_ready(self) -> bool:

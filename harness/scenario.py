@@ -91,10 +91,10 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, **variables: str) -> Iterator[Stage]:
+def stage(folder: Path, older: bool = False, empty: bool = False, **variables: str) -> Iterator[Stage]:
     """A control plane with the garbage collector, a proxy, Prometheus, and an operator that is not yet started."""
     with (
-        running(folder, controllers=["garbage-collector-controller"]) as plane,
+        running(folder, controllers=["garbage-collector-controller"], older=older, empty=empty) as plane,
         Proxy(plane.url, plane.certificate) as proxy,
         Training(plane) as training,
         scraping(folder, training.port, SCRAPE_SECONDS) as prometheus,

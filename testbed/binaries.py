@@ -70,16 +70,31 @@ class ProgramGroup:
 
 
 def _kubernetes() -> ProgramGroup:
-    major, minor, patch = versions.KUBERNETES.split(".")
-    requirements = {f"k8s.io/{name}": f"v0.{minor}.{patch}" for name in versions.KUBERNETES_STAGING_MODULES}
-    requirements["k8s.io/kubernetes"] = f"v{versions.KUBERNETES}"
-    requirements["go.etcd.io/etcd/server/v3"] = f"v{versions.ETCD}"
     names = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
     packages = {f"k8s.io/kubernetes/cmd/{name}": name for name in names}
     packages["go.etcd.io/etcd/server/v3"] = "etcd"
+    further = {"go.etcd.io/etcd/server/v3": f"v{versions.ETCD}"}
+    return _of_kubernetes("kubernetes", versions.KUBERNETES, versions.KUBERNETES_STAGING_MODULES, packages, further)
+
+
+def _older_kubernetes() -> ProgramGroup:
+    modules = [
+        name for name in versions.KUBERNETES_STAGING_MODULES if name not in versions.KUBERNETES_NEW_STAGING_MODULES
+    ]
+    names = ("kube-apiserver", "kube-controller-manager")
+    packages = {f"k8s.io/kubernetes/cmd/{name}": f"{name}-older" for name in names}
+    return _of_kubernetes("kubernetes-older", versions.KUBERNETES_OLDER, modules, packages, {})
+
+
+def _of_kubernetes(
+    name: str, version: str, modules: Collection[str], packages: dict[str, str], further: dict[str, str]
+) -> ProgramGroup:
+    major, minor, patch = version.split(".")
+    requirements = {f"k8s.io/{each}": f"v0.{minor}.{patch}" for each in modules}
+    requirements["k8s.io/kubernetes"] = f"v{version}"
     # Helm's capability checks and clients that parse the server's version break without these.
     version_values = {
-        "gitVersion": f"v{versions.KUBERNETES}",
+        "gitVersion": f"v{version}",
         "gitMajor": major,
         "gitMinor": minor,
         "gitTreeState": "clean",
@@ -87,11 +102,11 @@ def _kubernetes() -> ProgramGroup:
         "buildDate": "1970-01-01T00:00:00Z",
     }
     link_values = {
-        f"{package}.{name}": value
+        f"{package}.{key}": value
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-        for name, value in version_values.items()
+        for key, value in version_values.items()
     }
-    return ProgramGroup("kubernetes", requirements, packages, link_values=link_values)
+    return ProgramGroup(name, {**requirements, **further}, packages, link_values=link_values)
 
 
 def _containerd() -> ProgramGroup:
@@ -139,7 +154,7 @@ def groups() -> list[ProgramGroup]:
 
 def optional_groups() -> list[ProgramGroup]:
     """What only some tests and measurements need; built when they ask for it by name."""
-    return [_kwok(), _workload_controllers()]
+    return [_kwok(), _workload_controllers(), _older_kubernetes()]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def import_image(site: Site, binaries: Binaries, archive: Path) -> None:
     run([*_ctr(site, binaries), "images", "import", "--local", str(archive)], timeout_seconds=300)
 
 
+def name_images_anew(site: Site, binaries: Binaries, names: dict[str, str]) -> None:
+    """Give images that are there a further name each: what an upgrade to the same content looks like."""
+    for name, further in names.items():
+        run([*_ctr(site, binaries), "images", "tag", "--force", name, further])
+
+
 def remove_images(site: Site, binaries: Binaries, names: list[str]) -> None:
     """Forget images that nobody uses any more."""
     if names:

@@ -8,6 +8,8 @@ GO_MINIMUM = (1, 26)
 PYTHON_MINIMUM = (3, 11)
 
 KUBERNETES = "1.36.1"
+# The oldest that the product is shown on, by its control plane alone; no cluster needs it.
+KUBERNETES_OLDER = "1.34.3"
 ETCD = "3.6.8"
 CONTAINERD = "2.2.7"
 HELM = "4.2.4"
@@ -58,3 +60,5 @@ KUBERNETES_STAGING_MODULES = (
     "sample-controller",
     "streaming",
 )
+# Of these there are none yet for the older Kubernetes.
+KUBERNETES_NEW_STAGING_MODULES = ("cri-streaming", "streaming")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS, PIPELINES, PAGES, NAMESPACES = 1000, 10, 20, 10
 STAGES, MICROBATCHES = 1, 12
 SCRAPE_SECONDS = 10.0
-MEASURED_SECONDS = 60.0
+PAGE_SECONDS, MEASURED_SECONDS = 10.0, 90.0
 
 
 def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
         asked = _prometheus_queries(prometheus)
         until = time.monotonic() + MEASURED_SECONDS
         while time.monotonic() < until:
-            time.sleep(2)
+            # Its page takes the operator's time, too: no more often than a Prometheus reads it.
+            time.sleep(PAGE_SECONDS)
             now = operator.page("metrics")[1]
             count = _value(now, "round_seconds_count") - _value(before, "round_seconds_count")
             if count:
@@ -85,7 +86,7 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
             "jobs": jobs,
             "pipelines": jobs * PIPELINES,
             "round_seconds": statistics.mean(rounds),
-            "round_seconds_worst_two_seconds": max(rounds),
+            "round_seconds_worst_ten_seconds": max(rounds),
             "queries_per_round": statistics.mean(queries),
             "operator_megabytes": max(sizes),
             "settled_seconds": settled,

@@ -167,6 +167,27 @@ def conditions_of(installation: Installation, name: str) -> dict[str, dict[str, 
     return {each["type"]: each for each in job.get("status", {}).get("conditions", [])}
 
 
+def children_of(installation: Installation, name: str) -> dict[str, str]:
+    """UID and generation or content version of everything that the operator made for a job."""
+    found = {}
+    for namespace, kinds in ((NAMESPACE, "jobs,services,serviceaccounts,roles,rolebindings,configmaps"),):
+        listed = json.loads(
+            installation.kubectl("get", kinds, "-n", namespace, "-l", f"{names.LABEL_JOB}={name}", "-o", "json")
+        )
+        for each in listed["items"]:
+            metadata = each["metadata"]
+            # A Job's resource version also moves with its pods' states; its generation moves with its spec alone.
+            version = metadata["generation"] if "generation" in metadata else metadata["resourceVersion"]
+            found[f"{each['kind']}/{metadata['name']}"] = f"{metadata['uid']} {version}"
+    plan = json.loads(
+        installation.kubectl(
+            "get", "configmap", names.plan_config_map_name(NAMESPACE, name), "-n", SYSTEM_NAMESPACE, "-o", "json"
+        )
+    )
+    found["plan"] = f"{plan['metadata']['uid']} {plan['metadata']['resourceVersion']}"
+    return found
+
+
 def wait_until(what: str, condition: Callable[[], object], timeout_seconds: float) -> float:
     """Wait for a condition and return how long it took, in seconds."""
     begin = time.monotonic()

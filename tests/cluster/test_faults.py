@@ -5,14 +5,12 @@ Locks are read from the simulated device's own state, so that no program of ours
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from perseus_api import names
 from perseus_simulator.node import SimulatedNode
 from product import (
     NAMESPACE,
     Training,
+    children_of,
     conditions_of,
     kill_process,
     pod_of,
@@ -21,7 +19,7 @@ from product import (
     wait_until,
 )
 
-from testbed.installation import SYSTEM_NAMESPACE, Installation
+from testbed.installation import Installation
 
 pytestmark = pytest.mark.cluster
 RELEASED_WITHIN_SECONDS = 5.0
@@ -62,7 +60,7 @@ def test_a_killed_agent_leaves_no_lock_and_training_goes_on(
 def test_a_killed_operator_comes_back_and_changes_nothing_that_was_right(
     training: Training, installation: Installation
 ) -> None:
-    before = versions(installation, training.name)
+    before = children_of(installation, training.name)
     operator = str(pod_of(installation, "operator")["metadata"]["uid"])
     kill_process(operator, "run")
     wait_until("the operator is back", lambda: processes_of_pod(operator, "run"), 60)
@@ -73,7 +71,7 @@ def test_a_killed_operator_comes_back_and_changes_nothing_that_was_right(
     )
     iteration = training.sample().pipeline_iteration[0]
     training.wait_for("three further iterations", lambda sample: sample.pipeline_iteration[0] > iteration + 3)
-    assert versions(installation, training.name) == before
+    assert children_of(installation, training.name) == before
 
 
 def test_a_deleted_job_leaves_no_object_and_no_lock(
@@ -82,24 +80,3 @@ def test_a_deleted_job_leaves_no_object_and_no_lock(
     training.delete()
     wait_until("locks are gone", lambda: not any(gpu.locked_range() for gpu in gpus.gpus), RELEASED_WITHIN_SECONDS)
     wait_until("objects are gone", lambda: not installation.perseus_objects(NAMESPACE, training.name), 60)
-
-
-def versions(installation: Installation, name: str) -> dict[str, str]:
-    """UID and generation or content version of everything that the operator made for a job."""
-    found = {}
-    for namespace, kinds in ((NAMESPACE, "jobs,services,serviceaccounts,roles,rolebindings,configmaps"),):
-        listed = json.loads(
-            installation.kubectl("get", kinds, "-n", namespace, "-l", f"{names.LABEL_JOB}={name}", "-o", "json")
-        )
-        for each in listed["items"]:
-            metadata = each["metadata"]
-            # A Job's resource version also moves with its pods' states; its generation moves with its spec alone.
-            version = metadata["generation"] if "generation" in metadata else metadata["resourceVersion"]
-            found[f"{each['kind']}/{metadata['name']}"] = f"{metadata['uid']} {version}"
-    plan = json.loads(
-        installation.kubectl(
-            "get", "configmap", names.plan_config_map_name(NAMESPACE, name), "-n", SYSTEM_NAMESPACE, "-o", "json"
-        )
-    )
-    found["plan"] = f"{plan['metadata']['uid']} {plan['metadata']['resourceVersion']}"
-    return found

@@ -101,6 +101,15 @@ def test_kubernetes_is_required_with_all_its_parts_at_the_matching_version() -> 
     assert kubernetes.link_values["k8s.io/component-base/version.gitVersion"] == f"v{versions.KUBERNETES}"
 
 
+def test_the_older_kubernetes_is_built_by_its_own_name_and_only_for_who_asks() -> None:
+    (older,) = [group for group in binaries.optional_groups() if group.name == "kubernetes-older"]
+    _, minor, patch = versions.KUBERNETES_OLDER.split(".")
+    text = older.module_file()
+    assert text.count(f" v0.{minor}.{patch}\n") == 31, "1.36 has two modules that it has not"
+    assert older.link_values["k8s.io/component-base/version.gitVersion"] == f"v{versions.KUBERNETES_OLDER}"
+    assert not any(set(older.packages.values()) & set(group.packages.values()) for group in binaries.groups())
+
+
 @needs_go
 def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def use(source: str) -> ProgramGroup:

@@ -230,6 +230,18 @@ def test_the_releases_namespace_may_be_one_of_those_that_are_served() -> None:
     assert roles["perseus-system"] == roles["team"]
 
 
+def test_every_pod_may_pull_from_a_private_registry_and_the_operator_knows_for_its_optimisers() -> None:
+    documents = render(
+        "image.pullSecrets[0].name=registry", "image.pullSecrets[1].name=mirror", "simulator.enabled=true"
+    )
+    for name, template in pods(documents).items():
+        assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}], name
+    (container,) = pods(documents)["Deployment/perseus-operator"]["spec"]["containers"]
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    settings = Settings.from_environment({**told, "PERSEUS_OPERATOR_NAMESPACE": "perseus-system"})
+    assert settings.image_pull_secrets == ("registry", "mirror")
+
+
 def test_by_namespace_programs_and_policy_know_which() -> None:
     rendered = render("watchNamespaces={team-a,team-b}")
     for name in ("Deployment/perseus-operator", "Job/perseus-uninstall"):

@@ -187,6 +187,9 @@ class Builder:
                 },
             },
         }
+        if self._settings.image_pull_secrets:
+            secrets = [{"name": each} for each in self._settings.image_pull_secrets]
+            document["spec"]["template"]["spec"]["imagePullSecrets"] = secrets
         return _hashed(document)
 
     def profile_config_map(self, csv_text: str, header_text: str, facts: dict[str, str]) -> Document:

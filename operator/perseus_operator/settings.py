@@ -31,6 +31,7 @@ class Settings:
         deployment: the operator's own Deployment, for the uninstall hook.
         log_format: text or json.
         watch_namespaces: whose jobs are served; empty: all.
+        image_pull_secrets: names of Secrets in the job's namespace, for the optimisation pod.
     """
 
     namespace: str
@@ -41,6 +42,7 @@ class Settings:
     deployment: str
     log_format: str = "text"
     watch_namespaces: tuple[str, ...] = ()
+    image_pull_secrets: tuple[str, ...] = ()
 
     @property
     def holds_jobs(self) -> bool:
@@ -77,6 +79,7 @@ class Settings:
             deployment=given.get("PERSEUS_OPERATOR_DEPLOYMENT", ""),
             log_format=log_format,
             watch_namespaces=_namespaces(given),
+            image_pull_secrets=tuple(filter(None, given.get("PERSEUS_IMAGE_PULL_SECRETS", "").split(","))),
         )
 
 

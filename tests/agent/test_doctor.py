@@ -98,7 +98,9 @@ def test_a_missing_driver_is_explained(doctor: Doctor) -> None:
 
 
 def test_a_missing_library_is_explained(doctor: Doctor, tmp_path: Path) -> None:
-    assert "agent.runtimeClassName" in doctor(LD_LIBRARY_PATH=str(tmp_path)).about(Level.WRONG, "NVML")
+    told = doctor(LD_LIBRARY_PATH=str(tmp_path)).about(Level.WRONG, "NVML")
+    assert "agent.runtimeClassName" in told
+    assert "agent.driver.profile" in told
 
 
 def test_a_kubelet_elsewhere_is_explained(doctor: Doctor, kubelet: Kubelet) -> None:

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from perseus_api import metrics, names
 from perseus_operator.settings import Settings
 
-from testbed import binaries as programs
-from testbed.folders import Folders
+from tests.chart.rendering import CHART, ROOT, Document, helm, pods, render
 
 pytestmark = pytest.mark.cluster
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "charts" / "perseus-operator"
 OPERATOR = "perseus-operator"
-Document = dict[str, Any]
-
-
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = programs.build(Folders.from_environment().cache)["helm"]
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-
-
-def render(*settings: str) -> list[Document]:
-    sets = [argument for each in settings for argument in ("--set", each)]
-    versions = ["--kube-version", "v1.36.1", "--api-versions", "monitoring.coreos.com/v1"]
-    done = helm("template", "perseus", str(CHART), "-n", "perseus-system", *versions, *sets)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def pods(documents: list[Document]) -> dict[str, Document]:
-    """Pod templates by kind and name."""
-    found = {}
-    for each in documents:
-        if each["kind"] in ("Deployment", "DaemonSet", "Job"):
-            found[f"{each['kind']}/{each['metadata']['name']}"] = each["spec"]["template"]
-        elif each["kind"] == "Pod":
-            found[f"Pod/{each['metadata']['name']}"] = each
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +228,18 @@ def test_by_namespace_the_operator_has_no_right_anywhere_else() -> None:
 def test_the_releases_namespace_may_be_one_of_those_that_are_served() -> None:
     roles = roles_of(render("watchNamespaces={perseus-system,team}"), OPERATOR)
     assert roles["perseus-system"] == roles["team"]
+
+
+def test_every_pod_may_pull_from_a_private_registry_and_the_operator_knows_for_its_optimisers() -> None:
+    documents = render(
+        "image.pullSecrets[0].name=registry", "image.pullSecrets[1].name=mirror", "simulator.enabled=true"
+    )
+    for name, template in pods(documents).items():
+        assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}], name
+    (container,) = pods(documents)["Deployment/perseus-operator"]["spec"]["containers"]
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    settings = Settings.from_environment({**told, "PERSEUS_OPERATOR_NAMESPACE": "perseus-system"})
+    assert settings.image_pull_secrets == ("registry", "mirror")
 
 
 def test_by_namespace_programs_and_policy_know_which() -> None:

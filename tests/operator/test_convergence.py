@@ -5,12 +5,16 @@ Nobody else writes here (no controllers), so that every write is the operator's 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from perseus_api import names
+
+from harness.controlplane import free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import (
@@ -53,6 +57,24 @@ def test_a_job_gets_its_children_its_conditions_and_its_plan(
     plan = bare.plan(home, "train")
     assert plan is not None
     assert (plan.generation, plan.first_iteration) == (1, 11)
+
+
+def test_the_optimisation_pod_names_the_secrets_of_a_private_registry(bare: BareCluster, home: str) -> None:
+    secrets = {"PERSEUS_IMAGE_PULL_SECRETS": "registry,mirror"}
+    process = OperatorProcess(bare.plane.kubeconfig, bare.folder / "secrets.log", free_port(), **secrets)
+    process.start()
+    try:
+        bare.apply(home, profile_config_map(), perseus_job())
+        eventually("the optimisation Job", lambda: optimisers(bare, home))
+    finally:
+        process.kill()
+    (job,) = optimisers(bare, home)
+    assert job["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+
+
+def optimisers(bare: BareCluster, home: str) -> list[dict[str, Any]]:
+    jobs = json.loads(bare.kubectl("get", "jobs", "-n", home, "-o", "json"))["items"]
+    return [each for each in jobs if each["spec"]["template"]["spec"]["containers"][0]["name"] == "optimiser"]
 
 
 def test_a_restart_writes_nothing(bare: BareCluster, operator: OperatorProcess, home: str) -> None:

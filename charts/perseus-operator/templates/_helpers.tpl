@@ -54,6 +54,19 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
+{{/* Where the node has libnvidia-ml.so.1; empty where NVIDIA's container runtime brings it. */}}
+{{- define "perseus.driverLibrary" -}}
+{{- $places := dict
+  "ContainerRuntime" ""
+  "Host" "/usr/lib/x86_64-linux-gnu"
+  "GpuOperator" "/run/nvidia/driver/usr/lib/x86_64-linux-gnu"
+  "Gke" "/home/kubernetes/bin/nvidia/lib64" -}}
+{{- $driver := .Values.agent.driver | default dict -}}{{/* helm upgrade --reuse-values brings an older release's values */}}
+{{- with get $places ($driver.profile | default "ContainerRuntime") -}}
+{{- $driver.library | default (printf "%s/libnvidia-ml.so.1" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "perseus.simulatorEnvironment" -}}
 - name: LD_LIBRARY_PATH
   value: {{ .Values.simulator.folder }}/lib

@@ -19,7 +19,9 @@ _CAP_SYS_ADMIN = 1 << 21
 _REMEDIES = {
     "library_not_found": (
         "libnvidia-ml.so.1 is not in this container. NVIDIA's container runtime brings it: set the chart's "
-        "agent.runtimeClassName (often nvidia), or make that runtime the nodes' default"
+        "agent.runtimeClassName (often nvidia), or make that runtime the nodes' default. On nodes without that runtime "
+        "set agent.driver.profile to Host, GpuOperator or Gke, by where the driver is; if it is set, "
+        "agent.driver.library must name a library of this node's architecture"
     ),
     "driver_not_loaded": (
         "no NVIDIA driver is loaded on this node. If it has no GPU, keep the agent away by agent.nodeSelector; "

@@ -91,8 +91,8 @@ bench-agent: venv native ## From a boundary to its NVML call, beside zeusd (carg
 	@$(PYTHON_BIN) -m benchmarks.agent
 
 .PHONY: bench-stragglers
-bench-stragglers: venv ## The straggler loop: detection on the cluster, false alarms, 1,000 jobs x 10 pipelines
-	@$(PYTHON_BIN) -m benchmarks.stragglers
+bench-stragglers: venv ## The straggler loop: false alarms, detection, cluster, accounting, rounds, scale (PARTS="rounds scale")
+	@$(PYTHON_BIN) -m benchmarks.stragglers $(PARTS)
 
 .PHONY: bench-writes
 bench-writes: venv ## Kill the operator at every write, play every fault; build/bench/writes.json

@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 from perseus_api import names
-from perseus_simulator.node import ClockCall, SimulatedNode
+from perseus_simulator.node import ClockCall, SimulatedGpu, SimulatedNode
 from product import NAMESPACE, Training, children_of, pod_of, processes_of_pod, restarts, wait_until
 
 from testbed import binaries, containers
@@ -62,7 +62,7 @@ def test_an_upgrade_and_a_rollback_lose_no_lock_no_iteration_and_no_generation(
 ) -> None:
     first = training.wait_for("an iteration under the plan", lambda sample: sample.pipeline_iteration[0] > 4)
     own = {rank.gpu for rank in first.ranks.values()}
-    bystanders = {gpu.uuid: gpu.calls for gpu in gpus.gpus if gpu.uuid not in own}
+    bystanders = {gpu.uuid: clock_calls_of(gpu) for gpu in gpus.gpus if gpu.uuid not in own}
     assert len(bystanders) == len(gpus.gpus) - training.stages
     generation = first.ranks[0, 0].generation_active
     release = ("--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
@@ -87,7 +87,7 @@ def test_an_upgrade_and_a_rollback_lose_no_lock_no_iteration_and_no_generation(
         print(each)
         assert max(each.free_seconds.values()) <= RELEASED_WITHIN_SECONDS
         assert max(each.locked_seconds.values()) <= LOCKED_AGAIN_WITHIN_SECONDS
-    assert {gpu.uuid: gpu.calls for gpu in gpus.gpus if gpu.uuid in bystanders} == bystanders
+    assert {gpu.uuid: clock_calls_of(gpu) for gpu in gpus.gpus if gpu.uuid in bystanders} == bystanders
     assert [restarts(pod) for pod in training.pods()] == [0] * training.stages
     seconds = iterations_of(training, installation)
     assert list(seconds) == list(range(len(seconds))), "an iteration is missing, or training began anew"
@@ -161,6 +161,11 @@ def replaced(
     )
 
 
+def clock_calls_of(gpu: SimulatedGpu) -> tuple[int, int]:
+    """How often a GPU's clock was set and reset."""
+    return gpu.calls["set_locked_clocks"], gpu.calls["reset_locked_clocks"]
+
+
 def locks(calls: list[ClockCall]) -> list[ClockCall]:
     """The calls that locked a GPU."""
     return [call for call in calls if call.clock_range is not None and call.result == 0]
@@ -177,7 +182,8 @@ def free_after(calls: list[ClockCall], end: float) -> float:
     if before[-1].clock_range is None:
         return 0.0
     reset = since(calls, end)[0]
-    assert reset.clock_range is None, "the next agent locked what it had not given back"
+    story = [(round(call.received_nanoseconds / 1e9 - end, 3), call.clock_range, call.result) for call in calls]
+    assert reset.clock_range is None, f"the next agent locked what nobody had given back: {story}"
     return reset.received_nanoseconds / 1e9 - end
 
 

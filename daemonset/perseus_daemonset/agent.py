@@ -19,6 +19,7 @@ from perseus_daemonset.pod_resources import PodResources
 from perseus_daemonset.web import serve_pages
 
 _READY_WAIT_SECONDS = 0.2
+_LOOK_SECONDS = 0.5
 logger = logging.getLogger("perseus.agent")
 
 
@@ -72,9 +73,19 @@ def run_agent(settings: AgentSettings, stopped: threading.Event) -> None:
         gc.freeze()
         logger.info("serving %s on node %s", settings.socket, settings.node)
         try:
-            stopped.wait()
+            wait_until_told(stopped)
         finally:
             agent.end()
             cluster.stop()
             pages.shutdown()
             logger.info("every clock was given back")
+
+
+def wait_until_told(stopped: threading.Event) -> None:
+    """Wait for a signal's handler to set the event.
+
+    Python runs handlers in the main thread alone, and a signal that the kernel gives to another one does not wake it:
+    waiting without a look now and then, it would hear of it never, and be killed with its clocks locked.
+    """
+    while not stopped.wait(_LOOK_SECONDS):
+        pass

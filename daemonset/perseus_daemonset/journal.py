@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from perseus_daemonset.files import DRAFT_SUFFIX, read_bounded, sync_names, writ
 VERSION = 1
 MAXIMUM_ENTRY_BYTES = 4096
 _SUFFIX = ".lock.json"
+_HOLDER = "holder"
 _UUID = re.compile(r"GPU-[0-9a-fA-F-]{8,64}")
 
 
@@ -127,15 +129,46 @@ def _named(path: Path) -> str:
 def sole_holder(folder: Path) -> Iterator[None]:
     """Hold the journal's file lock: the sign of a living agent, taken away by the kernel with the process."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "holder").open("a") as handle:
+    with (folder / _HOLDER).open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            handle.truncate(0)
+            handle.write(f"{os.getpid()} {_start_of(os.getpid())}")
+            handle.flush()
         yield
+
+
+def kill_holder(folder: Path) -> bool:
+    """SIGKILL who holds the journal's file lock, by what it wrote into the file; return whether it was found.
+
+    Both containers of the agent's pod see the node's processes. An id that somebody else got meanwhile is not meant:
+    the moment of the process's start must be the one written down.
+    """
+    try:
+        pid, start = (folder / _HOLDER).read_text().split()
+        descriptor = os.pidfd_open(int(pid))
+    except (OSError, ValueError):
+        return False
+    try:
+        if _start_of(int(pid)) != start:
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in the kernel's ticks."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
 
 
 @contextlib.contextmanager
 def holder_if_free(folder: Path) -> Iterator[bool]:
     """The same without waiting: tells whether the lock is held now."""
-    with (folder / "holder").open("a") as handle:
+    with (folder / _HOLDER).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,8 +2,8 @@
 
 It waits for the agent's file lock, which the kernel takes from a dead process at once: no API, no kubelet, no polling
 while the agent lives. It runs in a container of its own, so that what kills the agent spares it. Told to stop, which
-the kubelet does to both containers at once, it waits for the agent's end; if the agent hangs, the watchdog does the
-agent's last duty before the grace is over, since nobody may come after them.
+the kubelet does to both containers at once, it waits for the agent's end; if the agent hangs, the watchdog kills it and
+does its last duty before the grace is over, since nobody may come after them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 from perseus_daemonset.hardware import HardwareError
-from perseus_daemonset.journal import Journal, holder_if_free, sole_holder
+from perseus_daemonset.journal import Journal, holder_if_free, kill_holder, sole_holder
 from perseus_daemonset.nvml import Nvml
 from perseus_daemonset.release import release_journalled
 
 PAUSE_SECONDS = 0.5
 LAST_WAIT_SECONDS = 3.0  # less than the pod's grace (5 s in the chart) and more than the agent's own end (2 s)
+DEATH_SECONDS = 0.5  # for a killed agent's death; one that hangs in the driver cannot die
 logger = logging.getLogger("perseus.watchdog")
 
 
@@ -47,15 +48,21 @@ def watch(folder: Path) -> None:
 
 def _last_duty(folder: Path, journal: Journal) -> None:
     deadline = time.monotonic() + LAST_WAIT_SECONDS
+    last = deadline + DEATH_SECONDS
+    killed = False
     while True:
+        now = time.monotonic()
         try:
             with holder_if_free(folder) as free:
-                if free or time.monotonic() > deadline:
+                if free or now > last:
                     _release(journal, "the agent ends and leaves %d locked GPUs")
                     return
+            if now > deadline and not killed:
+                # It may still serve: what is given back under its hands it would lock again, past the journal.
+                killed = kill_holder(folder)
         except OSError as error:
             # Whether the agent has ended cannot be told: it has its time.
-            if time.monotonic() > deadline:
+            if now > deadline:
                 logger.error("the agent's file lock: %s", error)
                 _release(journal, "the agent ends and may leave %d locked GPUs")
                 return

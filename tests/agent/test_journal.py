@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import itertools
 import json
 import os
 import signal
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 from agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, waits_for_lock
 from perseus_daemonset import files
-from perseus_daemonset.journal import Journal
+from perseus_daemonset.journal import Journal, kill_holder
 from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import simulator_environment
 
@@ -171,6 +174,64 @@ def test_a_watchdog_told_to_stop_does_the_last_duty_of_an_agent_that_hangs(
     finally:
         agent.signal(signal.SIGCONT)
         watchdog.kill()
+
+
+def test_a_watchdog_told_to_stop_kills_an_agent_that_goes_on_serving(
+    agent: AgentProcess, trainer: Trainer, node: SimulatedNode
+) -> None:
+    """What is given back under its hands it would lock again, past the journal, and nobody comes after it."""
+    watchdog = subprocess.Popen([sys.executable, "-m", "perseus_daemonset.main", "watchdog"], env=command(agent, node))
+    try:
+        agent.plan(make_plan())
+        eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)
+        watchdog.terminate()
+        with contextlib.suppress(OSError):
+            for iteration in itertools.count(1):
+                trainer.begin(iteration)
+                trainer.run(iteration, "FB")
+                trainer.end(iteration)
+        assert watchdog.wait(5) == 0
+        assert node.gpus[0].calls["set_locked_clocks"] > 1
+        assert node.gpus[0].locked_range() is None
+        assert agent.journalled == []
+    finally:
+        agent.kill()
+        watchdog.kill()
+
+
+def test_only_the_process_that_wrote_itself_down_is_killed(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for written in (f"{stranger.pid} 12345", str(stranger.pid), "", "x y", "999999999 1"):
+            (tmp_path / "holder").write_text(written)
+            assert not kill_holder(tmp_path)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_signal_that_another_thread_takes_ends_the_agent_too() -> None:
+    program = (
+        "import signal, threading, time\n"
+        "from perseus_daemonset.agent import wait_until_told\n"
+        "stopped = threading.Event()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stopped.set())\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        "print('waits', flush=True)\n"
+        "wait_until_told(stopped)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        others = [int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir()]
+        others.remove(process.pid)
+        # As the kernel may give it, which asks the main thread first, and another where that has a signal already.
+        assert ctypes.CDLL(None).tgkill(process.pid, others[0], signal.SIGTERM) == 0
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
 
 
 def test_a_watchdog_told_to_stop_leaves_a_living_agents_end_to_the_agent(

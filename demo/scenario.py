@@ -252,7 +252,7 @@ class _Story:
         reaction = self._reaction("hot GPU", "slow", before, cause_seconds, lambda seconds: seconds > limit)
         # A plan for the half-slow iteration is followed by the whole answer once the dwell time is over, not before.
         policy = PerseusJobSpec.parse(self._job()["spec"]).straggler
-        self._wait_until_settled(policy.dwell_seconds + self.installation.scrape_interval_seconds + 4.0)
+        self._wait_until_settled(policy.dwell_seconds)
         phase = self._phase("straggler", STRAGGLER_ITERATIONS)
         # The first slow iteration was hot for a part of it only.
         reaction = replace(reaction, pipeline_seconds=self.recorder.samples[-1].pipeline_seconds[HOT_PIPELINE])
@@ -349,14 +349,15 @@ class _Story:
                 return sample
         return self.recorder.wait_for(what, condition, REACTION_TIMEOUT_SECONDS)
 
-    def _wait_until_settled(self, least_seconds: float = 0.0) -> None:
+    def _wait_until_settled(self, dwell_seconds: float = 0.0) -> None:
         """Wait until every GPU has run one plan for longer than Prometheus and operator take to ask for another.
 
-        A GPU gets hot in the middle of an iteration, so the first slow one is only half slow: a second plan follows it.
+        A GPU gets hot in the middle of an iteration, so the first slow one is only half slow: a second plan follows it,
+        after the dwell time where it makes somebody slower.
         """
         quiet_seconds = self.installation.scrape_interval_seconds + 4.0
-        begin = since = time.time()
-        generation = -1
+        since, generation = time.time(), -1
+        earliest = since + dwell_seconds + quiet_seconds
 
         def settled(sample: Sample) -> bool:
             nonlocal since, generation
@@ -364,7 +365,7 @@ class _Story:
             if running != {generation} or generation != sample.operator_generation:
                 since, generation = sample.time_seconds, sample.operator_generation
             self.narrator.progress(f"generation {generation} for {sample.time_seconds - since:.0f} s")
-            return sample.time_seconds - since > quiet_seconds and sample.time_seconds - begin > least_seconds
+            return sample.time_seconds - since > quiet_seconds and sample.time_seconds > earliest
 
         self.recorder.wait_for("plans settle", settled, REACTION_TIMEOUT_SECONDS)
 

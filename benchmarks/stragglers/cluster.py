@@ -134,8 +134,7 @@ class _Events:
         deadline = time.monotonic() + timeout_seconds
         name = names.plan_config_map_name(NAMESPACE, JOB)
         while time.monotonic() < deadline:
-            text = self._installation.kubectl("get", "configmap", name, "-n", SYSTEM_NAMESPACE, "-o", "json")
-            plan = Plan.decode(base64.b64decode(json.loads(text)["binaryData"][names.PLAN_KEY]))
+            plan = Plan.decode(self._content(name, SYSTEM_NAMESPACE, names.PLAN_KEY))
             if not stragglers_of(plan).pipelines:
                 return plan.generation
             time.sleep(0.3)
@@ -183,8 +182,11 @@ class _Events:
 
     def _frontier(self) -> Frontier:
         name = names.frontier_config_map_name(JOB)
-        text = self._installation.kubectl("get", "configmap", name, "-n", NAMESPACE, "-o", "json")
-        return Frontier.decode(base64.b64decode(json.loads(text)["binaryData"][names.FRONTIER_KEY]))
+        return Frontier.decode(self._content(name, NAMESPACE, names.FRONTIER_KEY))
+
+    def _content(self, config_map: str, namespace: str, key: str) -> bytes:
+        text = self._installation.kubectl("get", "configmap", config_map, "-n", namespace, "-o", "json")
+        return base64.b64decode(json.loads(text)["binaryData"][key])
 
     def _all(self, condition: Callable[[Any], bool]) -> Callable[[Sample], bool]:
         ranks = self._pipelines * STAGES

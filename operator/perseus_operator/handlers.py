@@ -190,7 +190,7 @@ def _end_with(task: asyncio.Task[None]) -> None:
 
 async def run_operator(settings: Settings) -> None:
     """Run until a signal ends kopf."""
-    scope = await _find_scope(settings)
+    scope = await _find_scope(settings) if settings.watch_namespaces else Scope()
     operator = Operator(settings, scope)
     # kopf would look the user's name up, which a container need not have.
     identity: Any = socket.gethostname()

@@ -50,14 +50,12 @@ class Scope:
 
 
 async def find_scope(api: Api, settings: Settings) -> Scope:
-    """Return what can be served.
+    """Return what can be served of the namespaces that the chart names.
 
     Raises:
         ApiRefusal: the API server refused for another reason than rights.
         SettingsError: nothing can be.
     """
-    if not settings.watch_namespaces:
-        return Scope()
     refused = {each: await _refused(api, each) for each in settings.watch_namespaces}
     served = [namespace for namespace, words in refused.items() if not words]
     left_out = [namespace for namespace, words in refused.items() if words]

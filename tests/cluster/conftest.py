@@ -17,7 +17,7 @@ from tests.lanes import alone
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from product import Training
+from product import Training, small_training
 
 SIMULATOR_STATE = Path("/var/lib/perseus-simulator/state")
 
@@ -46,9 +46,5 @@ def gpus() -> Iterator[SimulatedNode]:
 @pytest.fixture
 def training(installation: Installation) -> Iterator[Training]:
     """A small job on which the plan runs; gone afterwards."""
-    small = Training(installation, "small")
-    small.delete()
-    small.apply()
-    small.wait_for_plan()
-    yield small
-    small.delete()
+    with small_training(installation) as small:
+        yield small

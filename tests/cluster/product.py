@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,17 @@ class Training:
         raise AssertionError(f"no pod of rank {rank}")
 
 
+@contextmanager
+def small_training(installation: Installation) -> Iterator[Training]:
+    """A small job on which the plan runs; gone afterwards."""
+    small = Training(installation, "small")
+    small.delete()
+    small.apply()
+    small.wait_for_plan()
+    yield small
+    small.delete()
+
+
 def perseus_job(name: str, tag: str, **spec: object) -> dict[str, object]:
     """A PerseusJob of the measured GPT-3 profile, small enough for a short test."""
     container = {
@@ -170,15 +182,15 @@ def conditions_of(installation: Installation, name: str) -> dict[str, dict[str, 
 def children_of(installation: Installation, name: str) -> dict[str, str]:
     """UID and generation or content version of everything that the operator made for a job."""
     found = {}
-    for namespace, kinds in ((NAMESPACE, "jobs,services,serviceaccounts,roles,rolebindings,configmaps"),):
-        listed = json.loads(
-            installation.kubectl("get", kinds, "-n", namespace, "-l", f"{names.LABEL_JOB}={name}", "-o", "json")
-        )
-        for each in listed["items"]:
-            metadata = each["metadata"]
-            # A Job's resource version also moves with its pods' states; its generation moves with its spec alone.
-            version = metadata["generation"] if "generation" in metadata else metadata["resourceVersion"]
-            found[f"{each['kind']}/{metadata['name']}"] = f"{metadata['uid']} {version}"
+    kinds = "jobs,services,serviceaccounts,roles,rolebindings,configmaps"
+    listed = json.loads(
+        installation.kubectl("get", kinds, "-n", NAMESPACE, "-l", f"{names.LABEL_JOB}={name}", "-o", "json")
+    )
+    for each in listed["items"]:
+        metadata = each["metadata"]
+        # A Job's resource version also moves with its pods' states; its generation moves with its spec alone.
+        version = metadata["generation"] if "generation" in metadata else metadata["resourceVersion"]
+        found[f"{each['kind']}/{metadata['name']}"] = f"{metadata['uid']} {version}"
     plan = json.loads(
         installation.kubectl(
             "get", "configmap", names.plan_config_map_name(NAMESPACE, name), "-n", SYSTEM_NAMESPACE, "-o", "json"

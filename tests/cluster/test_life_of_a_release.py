@@ -18,7 +18,7 @@ from statistics import median
 import pytest
 from perseus_api import names
 from perseus_simulator.node import ClockCall, SimulatedGpu, SimulatedNode
-from product import NAMESPACE, Training, children_of, pod_of, processes_of_pod, restarts, wait_until
+from product import NAMESPACE, Training, children_of, pod_of, processes_of_pod, restarts, small_training, wait_until
 
 from testbed import binaries, containers
 from testbed.folders import Folders
@@ -37,12 +37,8 @@ LONGEST_ITERATION = 1.5
 @pytest.fixture(scope="module")
 def training(installation: Installation) -> Iterator[Training]:
     """One job for the release's whole life."""
-    small = Training(installation, "small")
-    small.delete()
-    small.apply()
-    small.wait_for_plan()
-    yield small
-    small.delete()
+    with small_training(installation) as small:
+        yield small
 
 
 @pytest.fixture(scope="module")

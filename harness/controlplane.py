@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.client import Client, Refused
 from testbed import binaries as programs
+from testbed.definitions import wait_until_established
 from testbed.errors import TestbedError
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
@@ -103,7 +104,7 @@ class ControlPlane:
         if not empty:
             for path in sorted((ROOT / "crds").glob("*.yaml")):
                 self.kubectl("apply", "--server-side", "-f", str(path))
-            self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+            wait_until_established(self.kubectl, "crd/perseusjobs.perseus.energy")
             self.kubectl("create", "namespace", SYSTEM)
         if self._controllers:
             self.start_part("manager")

@@ -19,6 +19,7 @@ from harness.controlplane import SYSTEM, ControlPlane
 from harness.objects import batch_path
 from harness.rights import CHART, RELEASE
 from testbed import binaries as programs
+from testbed.definitions import wait_until_established
 from testbed.errors import TestbedError
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
@@ -54,7 +55,7 @@ class Release:
         """
         sets = [argument for each in settings for argument in ("--set", each)]
         self.helm("install", RELEASE, str(CHART), "--namespace", SYSTEM, "--create-namespace", *sets)
-        self.plane.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+        wait_until_established(self.plane.kubectl, "crd/perseusjobs.perseus.energy")
 
     def credentials(self, account: str, path: Path, url: str = "") -> Path:
         """Write the credentials of one of the chart's accounts, for the API server or for what stands before it."""

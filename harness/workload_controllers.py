@@ -25,6 +25,7 @@ import yaml
 from harness.controlplane import DIES_WITH_US, ControlPlane, free_port
 from testbed import binaries as programs
 from testbed import versions
+from testbed.definitions import wait_until_established
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
 
@@ -87,7 +88,7 @@ def workload_controllers(plane: ControlPlane) -> Iterator[None]:
             source = module_folder(manager.module)
             for path in sorted((source / manager.crds).glob("*_*.yaml")):
                 plane.kubectl("apply", "--server-side", "-f", str(path))
-                plane.kubectl("wait", "--for=condition=Established", "-f", str(path), "--timeout=30s")
+                wait_until_established(plane.kubectl, "-f", str(path))
         for manager in _MANAGERS:
             webhooks, health = free_port(), free_port()
             processes.append(_start(plane, manager, str(binaries[manager.program]), webhooks, health))

@@ -15,6 +15,7 @@ from pathlib import Path
 from perseus_api import names
 
 from testbed.cluster import bring_up
+from testbed.definitions import wait_until_established
 from testbed.errors import RequirementError, TestbedError
 from testbed.execution import run
 from testbed.images import build_images
@@ -95,7 +96,7 @@ class Installation:
         )  # fmt: skip
         # Helm installs CRDs and never upgrades them: a cluster that was up before would keep its old one.
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-        self.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+        wait_until_established(self.kubectl, "crd/perseusjobs.perseus.energy")
         self._wait_for_gpus(gpus)
         self.forget_addresses()
 

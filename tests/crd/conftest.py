@@ -19,6 +19,7 @@ import pytest
 from harness.client import Refused
 from harness.controlplane import running
 from testbed.cluster import Cluster
+from testbed.definitions import wait_until_established
 from testbed.service import tls_context
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -54,7 +55,7 @@ def served_crd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     else:
         cluster: Cluster = request.getfixturevalue("cluster")
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/perseusjobs.perseus.energy", "--timeout=30s")
+        wait_until_established(cluster.kubectl, "crd/perseusjobs.perseus.energy")
         yield Served(cluster.kubectl, _sending_to(cluster))
 
 

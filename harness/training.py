@@ -30,12 +30,11 @@ _SERIES = (
     "perseus_pipeline_seconds", "perseus_pipeline_iteration", "perseus_pipeline_iteration_begin_timestamp_seconds",
     "perseus_plan_generation_accepted", "perseus_plan_generation_active",
 )  # fmt: skip
-_TICK_SECONDS = 0.02
 
 
 @dataclass
 class Run:
-    """The training of one job.
+    """The training of one job, brought up to the time whenever somebody looks at it or changes something.
 
     Attributes:
         pipelines: how many.
@@ -121,7 +120,7 @@ class Training:
         self.port = self._server.server_port
         self._threads = [
             threading.Thread(target=each, name="training", daemon=True)
-            for each in (self._server.serve_forever, self._tick, self._watch)
+            for each in (self._server.serve_forever, self._watch)
         ]
 
     def __enter__(self) -> Training:
@@ -150,8 +149,10 @@ class Training:
 
     def slow_down(self, keys: Iterable[JobKey], pipeline: int, factor: float) -> None:
         """Let a pipeline of each job take so many times as long, from its next iteration on."""
+        wall = time.time()
         with self._lock:
             for key in keys:
+                self._runs[key].advance(wall)
                 self._runs[key].slowdown[pipeline] = factor
 
     def generation(self, key: JobKey) -> int:
@@ -163,12 +164,14 @@ class Training:
     def active_generation(self, key: JobKey) -> int:
         """Return the generation that sets a job's clocks; 0 without one."""
         with self._lock:
-            plan = self._runs[key].plan
-        return plan.generation if plan else 0
+            run = self._runs[key]
+            run.advance(time.time())
+            return run.plan.generation if run.plan else 0
 
     def iteration(self, key: JobKey) -> int:
         """Return the iteration that a job is in."""
         with self._lock:
+            self._runs[key].advance(time.time())
             return self._runs[key].iteration
 
     def history(self, key: JobKey) -> list[Plan]:
@@ -184,8 +187,10 @@ class Training:
     def page(self) -> str:
         """Return the metrics of all agents."""
         lines: dict[str, list[str]] = {name: [f"# TYPE {name} gauge"] for name in _SERIES}
+        wall = time.time()
         with self._lock:
             for (namespace, job), run in self._runs.items():
+                run.advance(wall)
                 named = f'namespace="{namespace}",job="{job}"'
                 for index in range(run.pipelines):
                     labels = f'{{{named},pipeline="{index}",pod="{job}-{index}"}}'
@@ -200,13 +205,6 @@ class Training:
                     lines[_SERIES[4]].append(f"{_SERIES[4]}{labels} {plan.generation if plan else 0}")
         agent = ['perseus_agent_build_info{node="node",version="0"} 1']
         return "\n".join(line for each in (agent, *lines.values()) for line in each) + "\n"
-
-    def _tick(self) -> None:
-        while not self._stopped.wait(_TICK_SECONDS):
-            wall = time.time()
-            with self._lock:
-                for run in self._runs.values():
-                    run.advance(wall)
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
@@ -255,6 +253,7 @@ class Training:
             self._history.setdefault(key, []).append(plan)
             run = self._runs.get(key)
             if run is not None:
+                run.advance(wall)
                 run.held = plan
                 run.seen[plan.generation] = wall
 
@@ -263,6 +262,7 @@ class Training:
             self._plans.pop(key, None)
             run = self._runs.get(key)
             if run is not None:
+                run.advance(time.time())
                 run.held = None
 
 

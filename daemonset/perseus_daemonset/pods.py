@@ -98,6 +98,11 @@ class PodTable:
         with self._changed:
             return set(self._pods)
 
+    def jobs(self) -> set[tuple[str, str]]:
+        """Return namespace and name of the PerseusJobs that pods which are not finished belong to by their label."""
+        with self._changed:
+            return {(pod.namespace, pod.job) for pod in self._pods.values() if pod.job and not pod.is_finished}
+
     def find(self, uid: str, timeout_seconds: float = 0.0) -> Pod | None:
         """Return a pod, waiting a little for one that the watch has not told yet."""
         with self._changed:

@@ -86,6 +86,7 @@ def lived(
         _damage_a_frontier(stage)
         if watched:
             _find_a_finalizer(stage)
+        _place_a_pod(stage)
         _run(stage, "agent", ["-c", _AGENT, SYSTEM])
         stage.operator.kill()
         deployment = {
@@ -205,6 +206,14 @@ def _damage_a_frontier(stage: Stage) -> None:
     damaged = stage.client.merge(path, {"binaryData": {names.FRONTIER_KEY: "AAAA"}})["metadata"]["uid"]
     life = Life(stage, "left")
     life.wait("another frontier", lambda: _uid(stage.client.get(path)) not in ("", damaged))
+
+
+def _place_a_pod(stage: Stage) -> None:
+    """The agent reads the plan of a job that has a pod on its node."""
+    metadata = {"name": "rank", "labels": {names.LABEL_JOB: "train"}}
+    spec = {"nodeName": "node", "containers": [{"name": "rank", "image": "trainer"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    stage.client.post(core_path("pods", "left"), pod)
 
 
 def _find_a_finalizer(stage: Stage) -> None:

@@ -243,7 +243,8 @@ def _account(plane: ControlPlane) -> str:
 
 
 def _seconds(model: int) -> float:
-    return 0.05 + 0.001 * model
+    """Seconds of a forward: iterations of half a second, so that the operator's time is seen and not the training's."""
+    return 0.01 + 0.0002 * model
 
 
 def _model(key: JobKey) -> int:

@@ -59,6 +59,11 @@ class Builder:
         self.order_remark = ""
 
     @property
+    def is_queued(self) -> bool:
+        """Whether a queue's controller says when training may start."""
+        return bool(self._queue_labels)
+
+    @property
     def pipeline(self) -> Pipeline:
         """The pipeline that is planned.
 

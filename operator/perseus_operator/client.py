@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,10 @@ class Api:
             config.load_incluster_config()
         except config.ConfigException:
             await config.load_kube_config()
-        return cls(client.ApiClient(), field_manager)
+        configuration = client.Configuration.get_default_copy()
+        # aiohttp would look for a .netrc file, in a thread, at each request.
+        configuration.client_session_kwargs = {"trust_env": bool(urllib.request.getproxies())}
+        return cls(client.ApiClient(configuration), field_manager)
 
     def wrote(self, document: Document) -> bool:
         """Whether an object is exactly as this connection wrote it: an event of it tells nothing new."""

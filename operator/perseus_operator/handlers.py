@@ -100,7 +100,9 @@ class Operator:
             monitor.situation, lambda key: queue_box[0].add(key), enabled=bool(self._settings.prometheus.url)
         )
         agents = Agents(api, self._settings.namespace)
-        reconciler = Reconciler(api, self._settings, self._scope, monitor, accounts, agents)
+        reconciler = Reconciler(
+            api, self._settings, self._scope, monitor, accounts, agents, lambda: queue_box[0].hurries()
+        )
         self._queue = VisitQueue(reconciler.visit)
         queue_box.append(self._queue)
         self._backstop = Backstop(reconciler, self._queue)

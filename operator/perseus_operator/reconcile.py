@@ -1,13 +1,16 @@
 """One visit to a PerseusJob: look at everything, bring it to what it should be, tell the story in its status.
 
 Level-based: a visit knows nothing of what changed, so that an operator killed at any write and started again comes to
-the same objects. The order of writes is that of need: finalizer, children, plan, status, events.
+the same objects. The order of writes is that of need: finalizer, children, plan, status, events. Where the plan needs
+no look at the training pods (none was made yet, or a straggler is answered) it comes before them, and while others wait
+for theirs the visit ends there: a thousand new jobs, or stragglers, get their plans first.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
@@ -48,9 +51,20 @@ class Reconciler:
     """Visits jobs."""
 
     def __init__(
-        self, api: Api, settings: Settings, scope: Scope, monitor: Monitor, accounts: Accounts, agents: Agents
-    ) -> None:
-        """Visit with a connection and the chart's settings; with what monitor, accounts and agents know."""
+        self, api: Api, settings: Settings, scope: Scope, monitor: Monitor, accounts: Accounts, agents: Agents,
+        hurries: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Visit with a connection and the chart's settings; with what monitor, accounts and agents know.
+
+        Args:
+            api: the connection.
+            settings: the chart's.
+            scope: where jobs are served.
+            monitor: what Prometheus tells.
+            accounts: the books.
+            agents: the agents' pages.
+            hurries: whether others wait for an urgent visit.
+        """
         self._api = api
         self._settings = settings
         self._scope = scope
@@ -62,6 +76,7 @@ class Reconciler:
         self._plan = PlanStep(api, settings, monitor, agents)
         self._account = AccountStep(api, accounts)
         self._status = StatusStep(api)
+        self._hurries = hurries
         self._waits: dict[JobKey, int] = {}
 
     async def visit(self, key: JobKey) -> float | None:
@@ -89,7 +104,9 @@ class Reconciler:
                 return None
             logs.about_generation(job["metadata"]["generation"])
             visit = Visit(key, job, Story())
-            await self._bring_about(visit)
+            if not await self._bring_about(visit):
+                outcome = "planned"
+                return 0.0
             visit.story.finish()
             await self._status.write(visit)
             outcome = "settled" if visit.settled else "waiting"
@@ -156,13 +173,14 @@ class Reconciler:
             await self._api.merge(PERSEUS_JOB, *key, patch)
         self.forget(key)
 
-    async def _bring_about(self, visit: Visit) -> None:
+    async def _bring_about(self, visit: Visit) -> bool:
+        """Bring everything about; return False if it was left at the plan, since others wait for theirs."""
         job, story = visit.job, visit.story
         try:
             spec = PerseusJobSpec.parse(job["spec"])
         except DocumentError as error:
             story.say(Condition.ACCEPTED, False, Reason.INVALID_SPEC, str(error))
-            return
+            return True
         await self._hold(job)
         builder = Builder(job, spec, self._settings)
         reason = Reason.SUSPENDED if spec.suspend else Reason.VALID
@@ -173,26 +191,33 @@ class Reconciler:
         except ProfileProblem as problem:
             story.say(Condition.PROFILE_VALID, False, problem.reason, str(problem))
             visit.settled = False
-            return
+            return True
         if visit.profile is None:
             await self._measure(visit, builder, spec)
-            return
+            return True
         tell_profile(visit, visit.profile)
         if spec.profiling.mode is ProfilingMode.PODS:
             await self._pods.remove(builder)
+        is_planned = False
         if spec.schedule is JobSchedule.RECORDED:
             # What is planned is what runs: training comes first.
             running = await self._workload(visit, builder, spec)
             if not await self._has_orders(visit, builder, spec, visit.profile, running):
                 await self._account.bring_about(visit, builder)
-                return
+                return True
             frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
         else:
             frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+            if frontier is not None and self._plan.comes_first(visit, builder, spec):
+                await self._plan.bring_about(visit, builder, spec, frontier, running=True)
+                is_planned = True
+                if self._hurries():
+                    return False
             running = await self._workload(visit, builder, spec)
-        if frontier is not None:
+        if frontier is not None and not (is_planned and running):
             await self._plan.bring_about(visit, builder, spec, frontier, running)
         await self._account.bring_about(visit, builder)
+        return True
 
     async def _has_orders(
         self, visit: Visit, builder: Builder, spec: PerseusJobSpec, profile: LoadedProfile, running: bool

@@ -17,6 +17,16 @@ async def ensure(api: Api, wanted: Document) -> Document:
     """
     metadata = wanted["metadata"]
     present = await api.get(KINDS[wanted["kind"]], metadata["namespace"], metadata["name"])
+    return await put_right(api, wanted, present)
+
+
+async def put_right(api: Api, wanted: Document, present: Document | None) -> Document:
+    """Return a child as it is, written if what was seen of it is not as it should be.
+
+    Raises:
+        ApiRefusal: the server refused, or another owner's Job has the name.
+    """
+    metadata = wanted["metadata"]
     if is_up_to_date(wanted, present) and present is not None:
         return present
     if present is None or wanted["kind"] != JOB.name or present["metadata"].get("deletionTimestamp"):

@@ -51,6 +51,10 @@ class VisitQueue:
             heapq.heappush(self._heap, (due, key))
             self._wake.set()
 
+    def hurries(self) -> bool:
+        """Whether somebody waits for a worker whose visit is urgent."""
+        return bool(self._urgent)
+
     def overdue_seconds(self) -> float:
         """Return for how long the longest waiting visit has been due; 0 if none is."""
         now = asyncio.get_running_loop().time()

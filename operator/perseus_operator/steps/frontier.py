@@ -21,7 +21,7 @@ from perseus_operator.drift import Corrections, Work
 from perseus_operator.memory import Memory
 from perseus_operator.monitor import JobKey
 from perseus_operator.profiles import LoadedProfile
-from perseus_operator.upkeep import ensure, job_condition
+from perseus_operator.upkeep import ensure, job_condition, put_right
 from perseus_operator.visit import Visit
 
 # Clocks of decoded frontiers kept in memory, about 40 bytes each: 80 MB at most.
@@ -44,11 +44,12 @@ class FrontierStep:
         Raises:
             ApiRefusal: the API server refused.
         """
-        corrections = await self._corrections(visit, builder, profile.checksum)
+        seen = await self._api.get(CONFIG_MAP, builder.namespace, names.frontier_config_map_name(builder.name))
+        corrections = self._corrections(visit, seen, profile.checksum)
         builder.corrections, checksum = corrections.encode(), builder.stamp(corrections.checksum)
         metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
         wanted = builder.frontier_config_map()
-        present = await ensure(self._api, wanted)
+        present = await put_right(self._api, wanted, seen)
         try:
             frontier = await self._decoded(present)
         except (DocumentError, binascii.Error) as error:
@@ -83,10 +84,8 @@ class FrontierStep:
             visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
         return None
 
-    async def _corrections(self, visit: Visit, builder: Builder, checksum: str) -> Corrections:
+    def _corrections(self, visit: Visit, present: Document | None, checksum: str) -> Corrections:
         """Return the corrections in force, with what the monitor has found since on top."""
-        name = names.frontier_config_map_name(builder.name)
-        present = await self._api.get(CONFIG_MAP, builder.namespace, name)
         text = ((present or {}).get("data") or {}).get(CORRECTIONS_KEY)
         kept = Corrections(checksum)
         if text:

@@ -51,6 +51,15 @@ class PlanStep:
         self._monitor = monitor
         self._nodes: dict[tuple[JobKey, str], str] = {}
 
+    def comes_first(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> bool:
+        """Whether the plan needs no look at the training pods: none was made yet, or a straggler is answered."""
+        if spec.suspend or spec.mode is RunMode.DRY_RUN:
+            return False
+        watched = self._monitor.find(visit.key)
+        if watched is not None:
+            return watched.wanted != watched.watch.stragglers
+        return not visit.job.get("status") and spec.workload_ref is None and not builder.is_queued
+
     async def bring_about(
         self, visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier: Frontier, running: bool
     ) -> None:
@@ -70,6 +79,7 @@ class PlanStep:
         config_map = await self._api.get(CONFIG_MAP, self._settings.namespace, name)
         if not running or spec.mode is RunMode.DRY_RUN:
             if config_map is not None:
+                _keep_generation(visit, builder, decoded_plan(config_map))
                 await self._api.delete(CONFIG_MAP, self._settings.namespace, name)
             self._monitor.forget(visit.key)
         if spec.mode is RunMode.DRY_RUN:
@@ -193,6 +203,12 @@ def _first_iteration(before: Plan, watched: WatchedJob | None) -> int:
     report = watched.report
     since_answer = time.monotonic() - report.answered_seconds if report.answered_seconds else 0.0
     return first_iteration(planned, report.pipelines, since_answer, NOTICE_SECONDS)
+
+
+def _keep_generation(visit: Visit, builder: Builder, withdrawn: Plan | None) -> None:
+    """Let the status remember a plan that is taken away before any status told of it."""
+    if withdrawn is not None and withdrawn.job.uid == builder.uid and withdrawn.sweep is None:
+        visit.plan, visit.stragglers = withdrawn, stragglers_of(withdrawn)
 
 
 def _last_generation(job: Document, config_map: Document | None) -> int:

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     PROFILE_INVALID = "ProfileInvalid"
     PROFILING = "Profiling"  # it is being measured
     PROFILING_FAILED = "ProfilingFailed"
+    PROFILE_DRIFTED = "ProfileDrifted"  # instructions take other times: those of the profile are corrected
     PROFILE_TOO_SMALL = "ProfileTooSmall"  # fewer stages than the job has
     # FrontierReady
     OPTIMISED = "Optimised"

@@ -110,14 +110,26 @@ class CacheUse(StrEnum):
     IGNORE = "Ignore"
 
 
+class DriftResponse(StrEnum):
+    """What is done where instructions have drifted from the profile."""
+
+    CORRECT = "Correct"
+    MEASURE = "Measure"
+
+
 class Profiling(_Part):
-    """Where the times and energies of the instructions come from: the reference, else the cache, else measured."""
+    """Where the times and energies of the instructions come from: the reference, else the cache, else measured.
+
+    Where instructions drift from the profile it is corrected, or measured anew, at most `max_repeats` times.
+    """
 
     profile_ref: ProfileReference | None = None
     mode: ProfilingMode = ProfilingMode.IN_JOB
     sweep: SweepType = SweepType.ADAPTIVE
     max_slowdown_percent: Annotated[int, Field(ge=1, le=100)] = 10
     cache: CacheUse = CacheUse.USE
+    on_drift: DriftResponse = DriftResponse.CORRECT
+    max_repeats: Annotated[int, Field(ge=1, le=100)] = 3
 
 
 class StragglerPolicy(_Part):
@@ -187,6 +199,12 @@ class PerseusJobSpec(_Part):
     def _one_workload(self) -> PerseusJobSpec:
         if (self.template is None) == (self.workload_ref is None):
             raise ValueError("spec needs either a template or a workloadRef; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _drift_is_looked_for(self) -> PerseusJobSpec:
+        if self.profiling.on_drift is DriftResponse.MEASURE and self.straggler.drift_percent == 0:
+            raise ValueError("spec.profiling.onDrift Measure needs a spec.straggler.driftPercent above 0")
         return self
 
     @model_validator(mode="after")

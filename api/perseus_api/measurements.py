@@ -20,7 +20,8 @@ from perseus_api.orders import Microbatch
 MAXIMUM_REPORT_BYTES = 16 * 1024 * 1024
 MAXIMUM_ORDER_ENTRIES = 1_000_000  # of all ranks on a page: the orders of more are left out
 _LETTERS = frozenset(each.code for each in Instruction)
-Name = Annotated[str, Field(max_length=256)]
+MAXIMUM_NAME = 256
+Name = Annotated[str, Field(max_length=MAXIMUM_NAME)]
 Index = Annotated[int, Field(ge=0, le=2**53)]
 Clock = Annotated[int, Field(ge=1, le=100_000)]
 Deviation = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -113,6 +114,7 @@ class RankReport(_Document):
         sweep_seconds: their duration.
         longest_seconds: duration of the longest.
         order: that it runs, if that was asked for; None before a whole iteration.
+        mismatch: how the trainer does something else than the plan; empty where it follows it.
         not_held: by clock, how often the device was seen at another one than requested long after the request.
     """
 
@@ -140,6 +142,7 @@ class RankReport(_Document):
     blocking: Annotated[tuple[BlockingRow, ...], Field(max_length=1024)] = ()
     not_held: Annotated[dict[Clock, Index], Field(max_length=1024)] = {}
     order: RankOrder | None = None
+    mismatch: Name = ""
 
 
 class NodeReport(_Document):

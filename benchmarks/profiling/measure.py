@@ -1,7 +1,8 @@
 """Measures profiles of a simulated job and compares them with the truth: rows, labels, and what a plan loses by them.
 
 The job runs in real time: GPT-3 175B's stages on simulated A100s with noise, a counter that refreshes every 100 ms,
-clock changes that take 20 ms, and chips that warm up. It takes about ten minutes.
+clock changes that take 20 ms, and chips that warm up. Then the same with two model chunks on each rank. It takes about
+a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from perseus_api.instructions import Instruction
 from perseus_api.plan import Baseline, Plan, Sweep, Variant, Window
 from perseus_api.profile import Measurement, Profile, ProfileHeader
+from perseus_api.schedules import Schedule
 from perseus_operator.profiling.merging import Measured, blocking_watts, merge
 from perseus_operator.profiling.sweeping import SweepSettings
 from perseus_planner import NoSlowdown, Pipeline, plan
@@ -36,6 +38,12 @@ DEVICE = {
     "warm_up_seconds": 10.0,
     "cold_share": 0.05,
 }
+# Both have two chunks on each rank: dealt out in turn, and down and back up with split backwards.
+CHUNKED = {
+    "interleaved": Pipeline(2, 8, Schedule.INTERLEAVED_1F1B, chunks=2),
+    "zbv": Pipeline(2, 8, Schedule.ZBV, chunks=2),
+}
+INPUT_SHARE = 0.55  # of a backward's time and energy, where it is split
 LABEL_CLOCKS = (1410, 1380, 1200, 1170, 1005, 810)
 LABEL_WINDOWS = (1, 2, 5)  # iterations at one clock
 SLOWDOWN_PERCENT = 10
@@ -70,6 +78,7 @@ def measure() -> dict[str, float]:
         errors, adaptive_errors = (_errors(rig.node, found.measured, watts) for found in (full, adaptive))
         best = plan(_known(rig.node, truth, full.measured, adaptive.measured), pipeline, NoSlowdown())
         lost, adaptive_lost = (_lost_points(rig.node, truth, found.measured, best) for found in (full, adaptive))
+    chunked = measure_chunked()
     _tell("labels")
     wrong = count_wrong_labels()
     return {
@@ -94,7 +103,47 @@ def measure() -> dict[str, float]:
         "full_clocks": float(len(full.measured.rows)),
         "adaptive_clocks": float(len(adaptive.measured.rows)),
         "savings_percent": best.savings_percent,
+        **chunked,
     }
+
+
+def measure_chunked() -> dict[str, float]:
+    """Return the figures of adaptive sweeps of ranks that hold two model chunks each."""
+    figures: dict[str, float] = {}
+    truth = read_profile()
+    for name, pipeline in CHUNKED.items():
+        known = split_backwards(truth) if pipeline.schedule is Schedule.ZBV else truth
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            running_job(Path(folder), known, pipeline, PIPELINES, **DEVICE) as rig,
+        ):
+            _tell(f"adaptive sweep of {name}")
+            begin = time.monotonic()
+            found = rig.sweep(SweepSettings(bound=SLOWDOWN_PERCENT / 100), name, tell=_tell)
+            errors = _errors(rig.node, found.measured, known.header.blocking_power_watts)
+        figures |= {
+            f"{name}_worst_time_error_percent": errors.time,
+            f"{name}_worst_energy_error_percent": errors.energy,
+            f"{name}_blocking_power_error_percent": errors.blocking,
+            f"{name}_sweep_slowdown_percent": 100 * found.slowdown,
+            f"{name}_sweep_seconds": time.monotonic() - begin,
+            f"{name}_clocks": float(len(found.measured.rows)),
+        }
+    return figures
+
+
+def split_backwards(profile: Profile) -> Profile:
+    """Return a profile whose backwards are in two parts that cost together what the whole does."""
+    shares = {Instruction.BACKWARD_INPUT: INPUT_SHARE, Instruction.BACKWARD_WEIGHT: 1 - INPUT_SHARE}
+    found: dict[tuple[int, Instruction], tuple[Measurement, ...]] = {}
+    for (stage, instruction), rows in profile.measurements.items():
+        parts = shares if instruction is Instruction.BACKWARD else {instruction: 1.0}
+        for part, share in parts.items():
+            found[stage, part] = tuple(
+                Measurement(each.frequency_megahertz, each.time_seconds * share, each.energy_joules * share)
+                for each in rows
+            )
+    return replace(profile, measurements=found)
 
 
 def count_wrong_labels(clocks: Iterable[int] = LABEL_CLOCKS, windows: Iterable[int] = LABEL_WINDOWS) -> int:

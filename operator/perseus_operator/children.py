@@ -30,7 +30,7 @@ ENV_SHAPE = "PERSEUS_SHAPE"
 ENV_CHECKSUM = "PERSEUS_PROFILE_CHECKSUM"
 ENV_FRONTIER = "PERSEUS_FRONTIER_CONFIG_MAP"
 ENV_CORRECTIONS = "PERSEUS_PROFILE_CORRECTIONS"
-CORRECTIONS_KEY = "corrections.json"
+CORRECTIONS_KEY, REPEATS_KEY = "corrections.json", "repeats.json"
 PROFILE_FOLDER, ORDERS_FOLDER = "/profile", "/orders"
 _BACKOFF_LIMIT = 100_000  # Training restarts as often as it must; its own policy decides when it has failed.
 _KEEP_OPTIMISER_SECONDS = 3600
@@ -55,6 +55,7 @@ class Builder:
         self._settings = settings
         # Factors on the profile's times, as JSON; they live in the frontier's ConfigMap, beside what was made of them.
         self.corrections = ""
+        self.repeats = ""  # measurements that drifts have asked for, as JSON, in the same place
         self.recorded: Recorded | None = None  # what the ranks were seen to run, where that is what is planned
         self.order_remark = ""
 
@@ -114,8 +115,9 @@ class Builder:
         name = names.frontier_config_map_name(self.name)
         document = self._child("v1", "ConfigMap", name, COMPONENT_OPTIMISER)
         document["metadata"]["labels"][names.LABEL_DOCUMENT] = names.DOCUMENT_FRONTIER
-        if self.corrections:
-            document["data"] = {CORRECTIONS_KEY: self.corrections}
+        data = {CORRECTIONS_KEY: self.corrections, REPEATS_KEY: self.repeats}
+        if any(data.values()):
+            document["data"] = {key: each for key, each in data.items() if each}
         return _hashed(document)
 
     def optimiser_access(self) -> list[Document]:
@@ -392,6 +394,11 @@ def is_up_to_date(wanted: Document, present: Document | None) -> bool:
     if annotations.get(ANNOTATION_HASH) != wanted["metadata"]["annotations"][ANNOTATION_HASH]:
         return False
     return contains(present, _changeable(wanted))
+
+
+def is_owned_by(document: Document, uid: str) -> bool:
+    """Whether an object is a child of this very job."""
+    return any(each.get("uid") == uid for each in document["metadata"].get("ownerReferences") or [])
 
 
 def contains(present: Any, wanted: Any) -> bool:

@@ -26,6 +26,11 @@ class Story:
         word = "Unknown" if status is None else str(status)
         self.told[condition] = (word, reason, message[:MAXIMUM_MESSAGE])
 
+    def preface(self, condition: Condition, words: str) -> None:
+        """Put words before what was said of a condition."""
+        status, reason, message = self.told[condition]
+        self.told[condition] = (status, reason, f"{words}: {message}"[:MAXIMUM_MESSAGE])
+
     def status_of(self, condition: Condition) -> bool | None:
         """Return what was said of a condition."""
         word = self.told.get(condition, ("Unknown",))[0]

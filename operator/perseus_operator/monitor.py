@@ -33,6 +33,7 @@ ROUND_SECONDS = 0.5
 FIRST_LOOK_SECONDS = 8.0
 CAUSE_SECONDS = 2.0
 DRIFT_SECONDS = 20.0
+RATES_SECONDS = 150.0  # rates over two minutes, and a scrape
 HISTORY_SECONDS = 60.0
 logger = logging.getLogger("perseus.operator")
 __all__ = ["JobKey", "Monitor", "WatchedJob"]
@@ -151,6 +152,12 @@ class Monitor:
         factors = job.drift.factors
         job.drift.corrected(time.monotonic())
         return factors
+
+    def quieten(self, key: JobKey) -> None:
+        """Believe no drift of a job for a while: what is measured shows what was before its profile."""
+        job = self._jobs.get(key)
+        if job is not None:
+            job.drift.quiet_until = time.monotonic() + RATES_SECONDS
 
     def forget(self, key: JobKey) -> None:
         """Watch a job no more."""

@@ -56,6 +56,7 @@ class LoadedProfile:
         source: where it comes from.
         sweep_iterations: training iterations in which it was measured, if it was measured here.
         sweep_slowdown_permille: how much longer these were than unlocked ones.
+        replaces: checksum of the given profile in whose place it is used; empty where none is given.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LoadedProfile:
     source: Source
     sweep_iterations: int | None = None
     sweep_slowdown_permille: int | None = None
+    replaces: str = ""
 
     @property
     def clocks(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
-from perseus_api.job import PerseusJobSpec, ProfilingMode
+from perseus_api.job import PerseusJobSpec, ProfilingMode, RunMode
 from perseus_api.schedules import JobSchedule
 
 from perseus_operator import logs, metrics
@@ -29,11 +29,12 @@ from perseus_operator.profiling.agents import Agents, trainer_pods
 from perseus_operator.scope import Scope
 from perseus_operator.settings import Settings
 from perseus_operator.steps.account import AccountStep
+from perseus_operator.steps.drift import Drift, DriftStep
 from perseus_operator.steps.frontier import FrontierStep
 from perseus_operator.steps.order import OrderStep
 from perseus_operator.steps.plan import PlanStep
 from perseus_operator.steps.pods import ProfilingPods
-from perseus_operator.steps.profile import ProfileStep
+from perseus_operator.steps.profile import Outcome, ProfileStep
 from perseus_operator.steps.reference import look_at_workload
 from perseus_operator.steps.status import StatusStep
 from perseus_operator.steps.telling import tell_profile
@@ -69,7 +70,8 @@ class Reconciler:
         self._settings = settings
         self._scope = scope
         self._monitor = monitor
-        self._frontier = FrontierStep(api, monitor.take_drift)
+        self._frontier = FrontierStep(api)
+        self._drift = DriftStep(api, monitor.take_drift)
         self._profile = ProfileStep(api, settings, agents)
         self._pods = ProfilingPods(api)
         self._order = OrderStep(api, agents)
@@ -125,13 +127,16 @@ class Reconciler:
 
     def forget(self, key: JobKey) -> None:
         """Forget a job that is gone."""
-        watched = self._monitor.find(key)
-        metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
-        self._monitor.forget(key)
+        self._unwatch(key)
         self._profile.forget(key)
         self._order.forget(key)
         self._account.forget(key)
         self._waits.pop(key, None)
+
+    def _unwatch(self, key: JobKey) -> None:
+        watched = self._monitor.find(key)
+        metrics.forget_job(*key, len(watched.plan.pipelines) if watched else 0)
+        self._monitor.forget(key)
 
     async def sweep(self) -> list[Document]:
         """Delete plans whose jobs are gone: an operator that was away when a finalizer was forced off.
@@ -195,9 +200,13 @@ class Reconciler:
         if visit.profile is None:
             await self._measure(visit, builder, spec)
             return True
-        tell_profile(visit, visit.profile)
+        drift = await self._drift.bring_about(visit, builder, spec, visit.profile)
+        visit.repeats = drift.repeats.number
+        tell_profile(visit, visit.profile, drift)
         if spec.profiling.mode is ProfilingMode.PODS:
             await self._pods.remove(builder)
+        if drift.measures and await self._measure_anew(visit, builder, spec, drift):
+            return True
         is_planned = False
         if spec.schedule is JobSchedule.RECORDED:
             # What is planned is what runs: training comes first.
@@ -205,15 +214,16 @@ class Reconciler:
             if not await self._has_orders(visit, builder, spec, visit.profile, running):
                 await self._account.bring_about(visit, builder)
                 return True
-            frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+            frontier = await self._frontier.bring_about(visit, builder, visit.profile, drift)
         else:
-            frontier = visit.frontier = await self._frontier.bring_about(visit, builder, visit.profile)
+            frontier = await self._frontier.bring_about(visit, builder, visit.profile, drift)
             if frontier is not None and self._plan.comes_first(visit, builder, spec):
                 await self._plan.bring_about(visit, builder, spec, frontier, running=True)
                 is_planned = True
                 if self._hurries():
                     return False
             running = await self._workload(visit, builder, spec)
+        visit.frontier = frontier
         if frontier is not None and not (is_planned and running):
             await self._plan.bring_about(visit, builder, spec, frontier, running)
         await self._account.bring_about(visit, builder)
@@ -252,6 +262,25 @@ class Reconciler:
             if not await self._order.bring_about(visit, builder, spec, pods, Condition.PROFILE_VALID):
                 return
         await self._profile.measure(visit, builder, spec, pods, running)
+
+    async def _measure_anew(self, visit: Visit, builder: Builder, spec: PerseusJobSpec, drift: Drift) -> bool:
+        """Go one step on in measuring a profile that has drifted; return False where that cannot be."""
+        running = await self._workload(visit, builder, spec)
+        if not running or spec.mode is RunMode.DRY_RUN:
+            await self._drift.close(builder, drift)
+            return False
+        # The plan in force gives way to the sweep's: nobody is slowed down for a straggler meanwhile.
+        self._unwatch(visit.key)
+        pods = await trainer_pods(self._api, builder.namespace, builder.name)
+        known = True
+        if spec.schedule is JobSchedule.RECORDED:
+            known = await self._order.bring_about(visit, builder, spec, pods, Condition.PROFILE_VALID)
+        if known and await self._profile.measure(visit, builder, spec, pods, running) is not Outcome.GOES_ON:
+            await self._drift.close(builder, drift)
+        words = f"instructions have drifted from the profile, which is measured anew ({drift.repeats.number}"
+        visit.story.preface(Condition.PROFILE_VALID, f"{words} of {spec.profiling.max_repeats} times)")
+        await self._account.bring_about(visit, builder)
+        return True
 
     async def _hold(self, job: Document) -> None:
         metadata = job["metadata"]

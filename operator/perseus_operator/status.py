@@ -18,8 +18,9 @@ FRONTIER_POINTS = 8
 Document = dict[str, Any]
 _BAD = {
     Reason.INVALID_SPEC, Reason.PROFILE_INVALID, Reason.PROFILE_MISSING, Reason.PROFILE_TOO_SMALL,
-    Reason.OPTIMISATION_FAILED, Reason.PROFILING_FAILED, Reason.TEMPLATE_REFUSED, Reason.WORKLOAD_KIND_MISSING,
-    Reason.TRAINING_FAILED, Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED, Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
+    Reason.PROFILE_DRIFTED, Reason.PROFILING_FAILED, Reason.OPTIMISATION_FAILED, Reason.TEMPLATE_REFUSED,
+    Reason.WORKLOAD_KIND_MISSING, Reason.TRAINING_FAILED, Reason.PLAN_REFUSED, Reason.PLAN_NOT_FOLLOWED,
+    Reason.RANK_REFUSED, Reason.CLOCKS_REFUSED,
 }  # fmt: skip
 # Steps that are passed through: the status tells them, an event for each would be noise in a fleet.
 ON_ITS_WAY = frozenset(
@@ -100,8 +101,8 @@ def frontier_status(frontier: Frontier) -> list[Document]:
     ]
 
 
-def profile_status(profile: LoadedProfile) -> Document:
-    """Return what the status tells of the profile."""
+def profile_status(profile: LoadedProfile, repeats: int) -> Document:
+    """Return what the status tells of the profile, and of the measurements that drifts have asked for."""
     told: Document = {
         "name": profile.name,
         "checksum": profile.checksum,
@@ -111,6 +112,8 @@ def profile_status(profile: LoadedProfile) -> Document:
     if profile.sweep_iterations is not None and profile.sweep_slowdown_permille is not None:
         told["sweepIterations"] = profile.sweep_iterations
         told["sweepSlowdownPermille"] = profile.sweep_slowdown_permille
+    if repeats:
+        told["repeats"] = repeats
     return told
 
 

@@ -45,6 +45,7 @@ class Visit:
         stragglers: the situation that the plan is made for.
         findings: of the stragglers, the slowest first.
         profile: once loaded.
+        repeats: how often the profile was measured anew because it had drifted, or is.
         frontier: once computed.
         measuring: whether a sweep goes on, or the order of the ranks is waited for, which no event tells of either: it
             is looked at steadily.
@@ -62,6 +63,7 @@ class Visit:
     stragglers: Stragglers | None = None
     findings: list[StragglerFinding] = field(default_factory=list)
     profile: LoadedProfile | None = None
+    repeats: int = 0
     frontier: Frontier | None = None
     measuring: bool = False
     ended: tuple[str, float] | None = None

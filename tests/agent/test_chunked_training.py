@@ -75,6 +75,7 @@ def test_a_named_schedule_is_followed_and_another_order_of_chunks_is_seen(
         rig.push(plan.model_copy(update={"generation": 2, "chunks": swapped}))
         eventually(lambda: all(each["state"] == "mismatch" for each in ranks(rig)), "the mismatch", SECONDS)
         assert all("of chunk 0 came where that of chunk 1" in each["explanation"] for each in ranks(rig))
+        assert all("of chunk 0 came where that of chunk 1" in each.mismatch for each in rig.reports())
 
 
 def one_at_a_time(microbatches: int) -> tuple[Order, ...]:

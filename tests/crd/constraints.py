@@ -85,6 +85,8 @@ def valid_job() -> Document:
                 "sweep": "Adaptive",
                 "maxSlowdownPercent": 10,
                 "cache": "Use",
+                "onDrift": "Correct",
+                "maxRepeats": 3,
             },
             "straggler": {
                 "enabled": True,
@@ -159,6 +161,7 @@ def valid_status() -> Document:
             "clocks": 10,
             "sweepIterations": 58,
             "sweepSlowdownPermille": 61,
+            "repeats": 1,
         },
         "report": {
             "outcome": "Succeeded",

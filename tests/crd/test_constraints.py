@@ -91,6 +91,11 @@ RULES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         ),
         False,
     ),
+    "spec.profiling.onDrift Measure needs": (
+        changed(("spec.profiling.onDrift", "Measure"), ("spec.straggler.driftPercent", 1)),
+        changed(("spec.profiling.onDrift", "Measure"), ("spec.straggler.driftPercent", 0)),
+        False,
+    ),
     "spec.workloadRef cannot be changed": (referring("big"), referring("bigger"), True),
     "spec.parallelism cannot be changed": (changed(), changed(("spec.parallelism.stages", 4)), True),
     "spec.parallelism asks for more than 100000 ranks": (

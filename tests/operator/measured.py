@@ -48,6 +48,8 @@ class Agents:
         self.driver = "580"
         self.orders: list[RankOrder] = []
         self.strangers: dict[tuple[int, int], RankOrder] = {}
+        self.mismatch = ""
+        self.slowdown = 1.0  # of all that is measured
         self._lowest: dict[str, dict[int, int]] = {}
         pages = self
 
@@ -128,7 +130,7 @@ class Agents:
         chunks = sorted(set(order.chunks)) if order and order.chunks else [0]
         for clock in clocks:
             for instruction, chunk in product((Instruction.FORWARD, Instruction.BACKWARD), chunks):
-                seconds, joules = cost(stage, instruction, clock)
+                seconds, joules = (each * self.slowdown for each in cost(stage, instruction, clock))
                 rows.append(
                     InstructionRow(
                         instruction=instruction, chunk=chunk, frequency_megahertz=clock, samples=20,
@@ -149,7 +151,7 @@ class Agents:
             unlocked_iteration_seconds=ITERATION_SECONDS if iteration else None, connected=True,
             measurement=measurement, steady=True, sweep_iterations=10 if clocks else 0,
             sweep_seconds=10 * ITERATION_SECONDS * 1.05, longest_seconds=1.4 * ITERATION_SECONDS,
-            rows=tuple(rows), blocking=tuple(waits),
+            rows=tuple(rows), blocking=tuple(waits), mismatch=self.mismatch,
         )  # fmt: skip
 
     def _pod(self, namespace: str, name: str, labels: Any, ports: Any, status: dict[str, Any]) -> None:

@@ -264,6 +264,7 @@ def test_a_profile_that_no_longer_holds_is_corrected_and_the_frontier_made_anew(
     assert after is not None
     assert after.baseline.iteration_seconds > before.baseline.iteration_seconds
     eventually("it is told", lambda: "corrected times" in bare.conditions(home, "train")["FrontierReady"]["message"])
+    assert reason(bare, home, "train", "ProfileValid") == "ProfileDrifted"
     watching.kill()
     watching.start()
     time.sleep(5)

@@ -97,6 +97,21 @@ def test_a_job_without_a_profile_trains_and_is_measured_meanwhile(
     assert bare.conditions(home, "train")["ProfileValid"]["reason"] == "ProfileLoaded"
 
 
+def test_a_script_that_trains_otherwise_is_told_while_it_is_measured(
+    bare: BareCluster, operator: OperatorProcess, home: str, agents: Callable[[str], Agents]
+) -> None:
+    bare.apply(home, unprofiled())
+    node = agents("train")
+    node.mismatch = "iteration 9, instruction 8: forward came where nothing follows in the plan"
+    node.train()
+    eventually("it is told", lambda: reason(bare, home) == "PlanNotFollowed", 60)
+    words = bare.conditions(home, "train")["ProfileValid"]["message"]
+    assert node.mismatch in words
+    assert "spec.schedule Recorded" in words
+    node.mismatch = ""
+    eventually("the profile", lambda: own_profile(bare, home), 90)
+
+
 def test_a_profile_is_found_again_only_in_the_same_circumstances(
     bare: BareCluster, operator: OperatorProcess, home: str, agents: Callable[[str], Agents]
 ) -> None:

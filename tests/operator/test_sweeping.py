@@ -81,6 +81,35 @@ def play(settings: SweepSettings, error: float = 0.001) -> tuple[Finished | Hope
         assert len(rounds) < 200
 
 
+ASTRAY = "iteration 7, instruction 2: forward came where backward follows in the plan"
+
+
+def test_a_script_that_runs_something_else_is_named_and_waited_for() -> None:
+    push = decide(PIPELINE, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), SweepMemory())
+    assert isinstance(push, Push)
+    running, memory = sweep_plan(JOB, PIPELINE, push, 2, "m", 1, 1), SweepMemory()
+    beyond = running.sweep.end if running.sweep else 0
+    for _ in range(ATTEMPTS + 1):
+        reports = [report(rank, [], beyond, mismatch=ASTRAY) for rank in range(4)]
+        step = decide(PIPELINE, reports, "m", running, SweepSettings(), memory)
+        assert isinstance(step, Wait)
+        assert step.is_astray
+        assert step.message.startswith("pipeline 0 stage 0 does something else than spec.schedule")
+        assert ASTRAY in step.message
+    assert memory.tried == {}, "no clock is given up for it"
+    corrected = [report(rank, list(push.clocks), beyond) for rank in range(4)]
+    assert isinstance(decide(PIPELINE, corrected, "m", running, SweepSettings(), memory), Push)
+
+
+def test_a_replica_that_runs_something_else_does_not_keep_the_others_from_measuring() -> None:
+    push = decide(PIPELINE, [report(rank, []) for rank in range(4)], "m", None, SweepSettings(), SweepMemory())
+    assert isinstance(push, Push)
+    running = sweep_plan(JOB, PIPELINE, push, 2, "m", 1, 1)
+    beyond = running.sweep.end if running.sweep else 0
+    reports = [report(rank, list(push.clocks), beyond, mismatch=ASTRAY if rank > 1 else "") for rank in range(4)]
+    assert isinstance(decide(PIPELINE, reports, "m", running, SweepSettings(), SweepMemory()), Push)
+
+
 def test_the_full_sweep_goes_down_until_energy_has_risen_five_clocks_in_a_row() -> None:
     found, rounds = play(SweepSettings(adaptive=False))
     assert isinstance(found, Finished)

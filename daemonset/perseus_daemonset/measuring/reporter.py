@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perseus_api.measurements import MAXIMUM_ORDER_ENTRIES, NodeReport, RankReport
+from perseus_api.measurements import MAXIMUM_NAME, MAXIMUM_ORDER_ENTRIES, NodeReport, RankReport
 
 from perseus_daemonset.hardware import Gpus, HardwareError
 
@@ -67,6 +67,7 @@ class Reporter:
             rows=rows,
             blocking=blocking,
             not_held=measurer.not_held if measurer is not None else {},
+            mismatch=lease.follower.mismatch[:MAXIMUM_NAME],
         )
 
     def _device(self, lease: Lease) -> tuple[str, str, tuple[int, ...]]:

@@ -67,9 +67,15 @@ class SweepMemory:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do yet."""
+    """Nothing to do yet.
+
+    Attributes:
+        message: what is waited for.
+        is_astray: whether it is for the training script, which runs something else than the plan.
+    """
 
     message: str
+    is_astray: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ def decide(
         for clock, rows in measured.rows.items()
         if _is_complete(pipeline, rows, settings, memory.tried.get(clock, 0) >= ATTEMPTS - 1)
     }
+    if running is not None and (words := _astray(connected)):
+        return Wait(words, is_astray=True)
     if (
         running is not None
         and running.sweep is not None
@@ -211,6 +219,19 @@ def next_iteration(reports: Sequence[RankReport], wall_seconds: float, notice_se
             elapsed = max(0.0, wall_seconds + notice_seconds - report.iteration_begin_seconds)
             found = max(found, report.iteration + math.floor(elapsed / report.iteration_seconds) + 1)
     return found
+
+
+def _astray(reports: Sequence[RankReport]) -> str:
+    """Return who runs something else than the plan; empty where each stage has a rank that can be measured."""
+    followed = {report.stage for report in reports if not report.mismatch}
+    for report in reports:
+        if report.stage not in followed:
+            return (
+                f"pipeline {report.pipeline} stage {report.stage} does something else than spec.schedule and "
+                f"spec.parallelism say, and nothing is measured of it ({report.mismatch}): correct the script's "
+                "schedule or number of microbatches, or make the job anew as it trains, or with spec.schedule Recorded"
+            )
+    return ""
 
 
 def _common_clocks(reports: Sequence[RankReport]) -> list[int]:

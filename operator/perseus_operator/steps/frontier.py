@@ -7,20 +7,17 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
 from perseus_api.errors import DocumentError
 from perseus_api.frontier import Frontier
 
-from perseus_operator import metrics
-from perseus_operator.children import CORRECTIONS_KEY, Builder, Document
+from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, POD, Api
-from perseus_operator.drift import Corrections, Work
 from perseus_operator.memory import Memory
-from perseus_operator.monitor import JobKey
 from perseus_operator.profiles import LoadedProfile
+from perseus_operator.steps.drift import Drift
 from perseus_operator.upkeep import ensure, job_condition, put_right
 from perseus_operator.visit import Visit
 
@@ -32,24 +29,23 @@ logger = logging.getLogger("perseus.operator")
 class FrontierStep:
     """Has frontiers made, and remembers those that it decoded: jobs of one model share one."""
 
-    def __init__(self, api: Api, take_drift: Callable[[JobKey], Mapping[Work, float]] = lambda _: {}) -> None:
-        """Work over a connection, and take drifts that have become sure by a function."""
+    def __init__(self, api: Api) -> None:
+        """Work over a connection."""
         self._api = api
-        self._take_drift = take_drift
         self._frontiers: Memory[str, Frontier] = Memory(MAXIMUM_CLOCKS)
 
-    async def bring_about(self, visit: Visit, builder: Builder, profile: LoadedProfile) -> Frontier | None:
-        """Return the frontier of this profile, or have it made.
+    async def bring_about(
+        self, visit: Visit, builder: Builder, profile: LoadedProfile, drift: Drift
+    ) -> Frontier | None:
+        """Return the frontier of this profile and the corrections of its times, or have it made.
 
         Raises:
             ApiRefusal: the API server refused.
         """
-        seen = await self._api.get(CONFIG_MAP, builder.namespace, names.frontier_config_map_name(builder.name))
-        corrections = self._corrections(visit, seen, profile.checksum)
-        builder.corrections, checksum = corrections.encode(), builder.stamp(corrections.checksum)
-        metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
+        corrections = drift.corrections
+        checksum = builder.stamp(corrections.checksum)
         wanted = builder.frontier_config_map()
-        present = await put_right(self._api, wanted, seen)
+        present = await put_right(self._api, wanted, drift.config_map)
         try:
             frontier = await self._decoded(present)
         except (DocumentError, binascii.Error) as error:
@@ -83,23 +79,6 @@ class FrontierStep:
             words = f"Job {optimiser['metadata']['name']} computes the frontier"
             visit.story.say(Condition.FRONTIER_READY, False, Reason.OPTIMISING, words)
         return None
-
-    def _corrections(self, visit: Visit, present: Document | None, checksum: str) -> Corrections:
-        """Return the corrections in force, with what the monitor has found since on top."""
-        text = ((present or {}).get("data") or {}).get(CORRECTIONS_KEY)
-        kept = Corrections(checksum)
-        if text:
-            try:
-                found = Corrections.decode(text)
-                kept = found if found.profile == checksum else kept
-            except DocumentError as error:
-                logger.warning("%s/%s: %s; the profile holds as it is", *visit.key, error)
-        factors = self._take_drift(visit.key)
-        if not factors:
-            return kept
-        told = ", ".join(f"{stage}/{each.value} x {factor:.3f}" for (stage, each), factor in list(factors.items())[:20])
-        logger.info("%s/%s: instructions have drifted from the profile: %s", *visit.key, told)
-        return kept.times(factors)
 
     async def _decoded(self, config_map: Document) -> Frontier | None:
         encoded = (config_map.get("binaryData") or {}).get(names.FRONTIER_KEY)

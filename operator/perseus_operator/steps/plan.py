@@ -100,7 +100,7 @@ class PlanStep:
             watched = self._monitor.resume(visit.key, before, spec)
         stragglers = watched.wanted if watched else Stragglers()
         restarted = watched is not None and watched.restarted
-        generation = before.generation if before else _last_generation(visit.job, config_map)
+        generation = before.generation if before else last_generation(visit.job, config_map)
         wanted = make_plan(reference, spec, frontier, stragglers, generation + 1, 0)
         if before is not None and same_clocks(before, wanted) and not restarted:
             plan = before
@@ -111,7 +111,7 @@ class PlanStep:
                 await self._api.apply(builder.plan_config_map(encoded))
             self._monitor.settled(visit.key, spec, stragglers)
         else:
-            if sweep is not None or (before is None and builder.recorded is not None):
+            if sweep is not None or (before is None and (builder.recorded is not None or visit.repeats)):
                 # Training is on its way: it was measured, or its order was seen.
                 first, why = await self._from_now_on(visit, builder, spec), "initial"
             elif before is None:
@@ -129,6 +129,8 @@ class PlanStep:
             metrics.REPLANS.labels(reason=why).inc()
             logger.info("%s/%s: plan %d (%s) from iteration %d", *visit.key, plan.generation, why, first)
             self._monitor.planned(visit.key, before, plan, spec, stragglers)
+            if sweep is not None:
+                self._monitor.quieten(visit.key)
         visit.plan, visit.stragglers = plan, stragglers
         _export(visit.key, plan, stragglers)
         tell_applied(visit, self._monitor, spec, plan)
@@ -211,7 +213,7 @@ def _keep_generation(visit: Visit, builder: Builder, withdrawn: Plan | None) -> 
         visit.plan, visit.stragglers = withdrawn, stragglers_of(withdrawn)
 
 
-def _last_generation(job: Document, config_map: Document | None) -> int:
+def last_generation(job: Document, config_map: Document | None) -> int:
     """Generations only grow, also over a withdrawn or damaged plan: the status remembers."""
     told = ((job.get("status") or {}).get("plan") or {}).get("generation", 0)
     kept = decoded_plan(config_map)

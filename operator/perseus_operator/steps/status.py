@@ -48,7 +48,7 @@ class StatusStep:
             "conditions": visit.story.documents(known, generation, now),
         }
         if visit.profile is not None:
-            status["profile"] = profile_status(visit.profile)
+            status["profile"] = profile_status(visit.profile, visit.repeats)
         if visit.frontier is not None:
             status["frontier"] = frontier_status(visit.frontier)
         if visit.plan is not None and visit.stragglers is not None:

@@ -12,6 +12,7 @@ from perseus_operator.causes import Cause
 from perseus_operator.monitor import Monitor
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile, Source
+from perseus_operator.steps.drift import Drift
 from perseus_operator.troubles import told
 from perseus_operator.visit import StragglerFinding, Visit
 
@@ -37,8 +38,8 @@ _CAUSES = {
 }
 
 
-def tell_profile(visit: Visit, loaded: LoadedProfile) -> None:
-    """Say which profile is used, and what measuring it has cost."""
+def tell_profile(visit: Visit, loaded: LoadedProfile, drift: Drift) -> None:
+    """Say which profile is used, what measuring it has cost, and whether it still holds."""
     profile = loaded.profile
     words = f"{profile.stages} stages at {loaded.clocks} clocks, {profile.header.gpu_model or 'unnamed GPU'}"
     if loaded.source is Source.CACHED:
@@ -48,7 +49,13 @@ def tell_profile(visit: Visit, loaded: LoadedProfile) -> None:
             f", measured in {loaded.sweep_iterations} iterations that were {loaded.sweep_slowdown_permille / 10:.1f} % "
             "longer than unlocked on average"
         )
-    visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
+    if not drift.corrections.factors:
+        visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
+        return
+    words += f"; instructions take up to {drift.corrections.largest:.3f} of its times, which are corrected"
+    if drift.remark:
+        words += f"; {drift.remark}"
+    visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_DRIFTED, words)
 
 
 def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Plan) -> None:

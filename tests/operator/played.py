@@ -35,9 +35,18 @@ def running_pods(plane: ControlPlane) -> Iterator[None]:
 
 
 def end_pods(plane: ControlPlane, pods: Iterable[Document], phase: str) -> None:
-    """Containers end, as the kubelet would tell."""
-    status = {"phase": phase, "conditions": [{"type": "Ready", "status": "False"}]}
+    """Containers end, well or killed, as the kubelet would tell."""
+    ended = {"terminated": {"exitCode": 0 if phase == "Succeeded" else 137}}
     for pod in pods:
+        containers = [
+            {
+                "name": each["name"], "image": each["image"], "imageID": "", "ready": False, "restartCount": 0,
+                "state": ended,
+            }
+            for each in pod["spec"]["containers"]
+        ]  # fmt: skip
+        unready = [{"type": "Ready", "status": "False"}]
+        status = {"phase": phase, "conditions": unready, "containerStatuses": containers}
         plane.client.merge(f"{_path(pod)}/status", {"status": status})
 
 

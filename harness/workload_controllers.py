@@ -1,7 +1,8 @@
-"""JobSet's and Kubeflow Trainer's own managers against a bare control plane, with their CRDs and webhooks.
+"""JobSet's, Kubeflow Trainer's and PyTorchJob's own controllers against a bare control plane, with their CRDs.
 
-The programs are those that their projects ship. Their webhooks are installed too, since JobSet relies on the defaults
-that its own fills in; the API server finds them on loopback, with the certificate that it has itself.
+The managers of the first two are those that their projects ship. Their webhooks are installed too, since JobSet relies
+on the defaults that its own fills in; the API server finds them on loopback, with the certificate that it has itself.
+PyTorchJob's controller runs in a main of the testbed's own, without its webhook, which only refuses.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from testbed.folders import Folders
 
 JOBSET_MODULE = f"sigs.k8s.io/jobset@v{versions.JOBSET}"
 TRAINER_MODULE = f"github.com/kubeflow/trainer/v2@v{versions.TRAINER}"
+PYTORCH_JOB_MODULE = f"github.com/kubeflow/training-operator@v{versions.TRAINING_OPERATOR}"
+PYTORCH_JOB_CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 _START_SECONDS = 60.0
 
 
@@ -99,6 +102,32 @@ def workload_controllers(plane: ControlPlane) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def pytorch_job_controller(plane: ControlPlane) -> Iterator[None]:
+    """PyTorchJob's controller for the time of a block.
+
+    Raises:
+        TestbedError: it does not come up.
+    """
+    name = "training-operator"
+    program = programs.build(Folders.from_environment().cache, only={name})[name]
+    definition = str(module_folder(PYTORCH_JOB_MODULE) / PYTORCH_JOB_CRD)
+    plane.kubectl("apply", "--server-side", "-f", definition)
+    wait_until_established(plane.kubectl, "-f", definition)
+    health = free_port()
+    with (plane.folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*DIES_WITH_US, str(program), f"--health=127.0.0.1:{health}"],
+            env={**os.environ, "KUBECONFIG": str(plane.kubeconfig)}, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        wait_until(name, lambda: _is_ready(health), timeout_seconds=_START_SECONDS)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _start(plane: ControlPlane, manager: _Manager, program: str, webhooks: int, health: int) -> subprocess.Popen[bytes]:

@@ -34,6 +34,50 @@ import (
 func main() { coremain.Run() }
 """
 
+# The project's own main waits for a certificate that a kubelet would mount; its controller is the same here.
+_TRAINING_OPERATOR_MAIN = """package main
+
+import (
+	"flag"
+
+	kubeflow "github.com/kubeflow/training-operator/pkg/apis/kubeflow.org/v1"
+	"github.com/kubeflow/training-operator/pkg/config"
+	"github.com/kubeflow/training-operator/pkg/controller.v1/common"
+	"github.com/kubeflow/training-operator/pkg/controller.v1/pytorch"
+	"k8s.io/apimachinery/pkg/runtime"
+	kubernetes "k8s.io/client-go/kubernetes/scheme"
+	control "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+)
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func main() {
+	health := flag.String("health", "", "address of the health pages")
+	flag.Parse()
+	control.SetLogger(zap.New())
+	config.Config.PyTorchInitContainerImage = config.PyTorchInitContainerImageDefault
+	config.Config.PyTorchInitContainerTemplateFile = config.PyTorchInitContainerTemplateFileDefault
+	config.Config.PyTorchInitContainerMaxTries = config.PyTorchInitContainerMaxTriesDefault
+	scheme := runtime.NewScheme()
+	must(kubernetes.AddToScheme(scheme))
+	must(kubeflow.AddToScheme(scheme))
+	manager, err := control.NewManager(control.GetConfigOrDie(), control.Options{
+		Scheme: scheme, HealthProbeBindAddress: *health, Metrics: server.Options{BindAddress: "0"},
+	})
+	must(err)
+	must(manager.AddReadyzCheck("readyz", healthz.Ping))
+	must(pytorch.NewReconciler(manager, common.GenNonGangSchedulerSetupFunc()).SetupWithManager(manager, 1))
+	must(manager.Start(control.SetupSignalHandler()))
+}
+"""
+
 
 @dataclass(frozen=True)
 class ProgramGroup:
@@ -147,6 +191,15 @@ def _workload_controllers() -> ProgramGroup:
     )
 
 
+def _training_operator() -> ProgramGroup:
+    return ProgramGroup(
+        "training-operator",
+        {"github.com/kubeflow/training-operator": f"v{versions.TRAINING_OPERATOR}"},
+        {".": "training-operator"},
+        files={"main.go": _TRAINING_OPERATOR_MAIN},
+    )
+
+
 def groups() -> list[ProgramGroup]:
     """Everything a cluster needs, the longest first."""
     return [_kubernetes(), _containerd(), _helm(), _coredns()]
@@ -154,7 +207,7 @@ def groups() -> list[ProgramGroup]:
 
 def optional_groups() -> list[ProgramGroup]:
     """What only some tests and measurements need; built when they ask for it by name."""
-    return [_kwok(), _workload_controllers(), _older_kubernetes()]
+    return [_kwok(), _workload_controllers(), _training_operator(), _older_kubernetes()]
 
 
 @dataclass(frozen=True)

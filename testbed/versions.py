@@ -20,6 +20,8 @@ KWOK = "0.8.0"
 # libraries: built together they take a third of the time.
 JOBSET = "0.10.1"
 TRAINER = "2.1.0"
+# The last that runs PyTorchJobs; it needs older Kubernetes libraries than those two.
+TRAINING_OPERATOR = "1.9.0"
 
 # The image of the Pods' own programs: Debian's release name, whose Python fulfils the project's minimum.
 DEBIAN_RELEASE = "bookworm"

@@ -236,11 +236,12 @@ class Builder:
         }
         return _hashed(document)
 
-    def workload(self, component: str = COMPONENT_TRAINER) -> Document:
+    def workload(self, component: str = COMPONENT_TRAINER, expires: bool = False) -> Document:
         """Return the Indexed Job: the user's template, as many times as the ranks need GPUs.
 
         Args:
             component: the trainer's, or the profiler's: the same pods, of one pipeline alone.
+            expires: whether it may go when its time to live is over.
 
         Raises:
             TemplateProblem: the ranks do not divide into such pods.
@@ -280,7 +281,7 @@ class Builder:
         # In a queue, its controller says when training may start.
         if self._spec.suspend or not self._queue_labels:
             document["spec"]["suspend"] = self._spec.suspend
-        if self._spec.ttl_seconds_after_finished is not None:
+        if expires and self._spec.ttl_seconds_after_finished is not None:
             document["spec"]["ttlSecondsAfterFinished"] = self._spec.ttl_seconds_after_finished
         hashed = _hashed(document)
         hashed["metadata"]["annotations"][ANNOTATION_TEMPLATE] = _digest(self._spec.template)
@@ -379,11 +380,19 @@ class Builder:
         }
 
 
-def without_template(job: Document) -> Document:
-    """Return what may be changed of a training Job that is there: its pod template is nobody's to change any more."""
-    annotations = {ANNOTATION_HASH: job["metadata"]["annotations"][ANNOTATION_HASH]}
-    spec = {key: each for key, each in job["spec"].items() if key != "template"}
-    return {"metadata": {"labels": job["metadata"]["labels"], "annotations": annotations}, "spec": spec}
+def changeable(job: Document, present: Document) -> Document:
+    """Return what may be changed of a training Job that is there.
+
+    Its pod template is nobody's to change any more. How many pods there are goes by the GPUs of each, so their number
+    stays with the template that the Job was made from.
+    """
+    annotations = job["metadata"]["annotations"]
+    kept = {"template"}
+    if _template_of(present) not in (None, annotations.get(ANNOTATION_TEMPLATE)):
+        kept |= {"completions", "parallelism"}
+    spec = {key: each for key, each in job["spec"].items() if key not in kept}
+    metadata = {"labels": job["metadata"]["labels"], "annotations": {ANNOTATION_HASH: annotations[ANNOTATION_HASH]}}
+    return {"metadata": metadata, "spec": spec}
 
 
 def is_up_to_date(wanted: Document, present: Document | None) -> bool:
@@ -393,7 +402,8 @@ def is_up_to_date(wanted: Document, present: Document | None) -> bool:
     annotations = present["metadata"].get("annotations") or {}
     if annotations.get(ANNOTATION_HASH) != wanted["metadata"]["annotations"][ANNOTATION_HASH]:
         return False
-    return contains(present, _changeable(wanted))
+    # The API server writes a pod template's quantities in other words.
+    return contains(present, changeable(wanted, present) if wanted["kind"] == "Job" else wanted)
 
 
 def is_owned_by(document: Document, uid: str) -> bool:
@@ -410,9 +420,10 @@ def contains(present: Any, wanted: Any) -> bool:
     return bool(wanted == present)
 
 
-def _changeable(wanted: Document) -> Document:
-    # A Job's pod template cannot be changed by anybody, and the API server writes its quantities in other words.
-    return without_template(wanted) if wanted["kind"] == "Job" else wanted
+def _template_of(job: Document) -> str | None:
+    """The hash of the user's template that a training Job was made from; None of other Jobs."""
+    found: str | None = (job["metadata"].get("annotations") or {}).get(ANNOTATION_TEMPLATE)
+    return found
 
 
 def _hashed(document: Document) -> Document:

@@ -248,7 +248,7 @@ class Reconciler:
         """Have the training pods run, or look at those of the user's own workload; return whether they do."""
         if spec.workload_ref is not None:
             return await look_at_workload(self._api, visit, spec, spec.workload_ref)
-        return await bring_about_workload(self._api, visit, builder, spec)
+        return await bring_about_workload(self._api, visit, builder, spec, bool(self._settings.prometheus.url))
 
     async def _measure(self, visit: Visit, builder: Builder, spec: PerseusJobSpec) -> None:
         """Measure the profile: while the job trains, or before, on pods of their own."""

@@ -9,6 +9,10 @@ from perseus_operator.ledger import Totals
 
 Document = dict[str, Any]
 SUCCEEDED, FAILED = "Succeeded", "Failed"
+# Two scrapes of a Prometheus in its default setting: the last iterations must have been seen.
+REPORT_AFTER_SECONDS = 70.0
+# Whoever has no report by then had nothing counted.
+REPORT_WITHIN_SECONDS = 10 * REPORT_AFTER_SECONDS
 MEASURED, PREDICTED, MIXED = "Measured", "Predicted", "Mixed"
 FORMULA = (
     "savings = 1 - energy / baseline; baseline of an iteration = energy of an unlocked iteration + blocking power x "

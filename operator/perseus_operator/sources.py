@@ -26,6 +26,7 @@ from perseus_operator.children import COMPONENT_TRAINER
 from perseus_operator.client import NODE, POD, Api, ApiRefusal
 from perseus_operator.prometheus import JobKey
 from perseus_operator.transport import Connection, NoAnswer, Sample, samples
+from perseus_operator.workloads import gpus_of
 
 QUERY_SECONDS = 15.0
 QUERY_TIMEOUT_SECONDS = 2.0
@@ -134,17 +135,17 @@ class Sources:
             ratio, name = slowdown_of(text), str(metadata.get("name", ""))
             selector = f"{names.LABEL_JOB},{names.LABEL_COMPONENT}={COMPONENT_TRAINER}"
             for pod in await api.find(POD, "", selector, field_selector=f"spec.nodeName={name}"):
-                place = pipeline_of(pod, jobs)
-                if place is None:
+                key, pipelines = pipelines_of(pod, jobs)
+                if not pipelines:
                     continue
-                told = found.setdefault(place[0], Told(told_seconds=now))
+                told = found.setdefault(key, Told(told_seconds=now))
                 if ratio is None:
                     told.problem = (
                         f"node {name}: annotation {names.ANNOTATION_EXPECTED_SLOWDOWN} is {text[:40]!r}; write a "
                         f"decimal number from 1 to {MOST_SLOWDOWN:g}, such as 1.2"
                     )
-                else:
-                    told.ratios[place[1]] = max(told.ratios.get(place[1], 0.0), ratio)
+                for index in pipelines if ratio is not None else ():
+                    told.ratios[index] = max(told.ratios.get(index, 0.0), ratio or 0.0)
         self._nodes = found
 
     async def _ask(self, connection: Connection, key: JobKey, spec: PerseusJobSpec) -> None:
@@ -193,15 +194,16 @@ def ratios_of(found: list[Sample], pipelines: int) -> Ratios:
     return ratios
 
 
-def pipeline_of(pod: dict[str, Any], jobs: Mapping[JobKey, PerseusJobSpec]) -> tuple[JobKey, int] | None:
-    """Return the job and pipeline that a training pod belongs to, None if it is none of ours."""
+def pipelines_of(pod: dict[str, Any], jobs: Mapping[JobKey, PerseusJobSpec]) -> tuple[JobKey, set[int]]:
+    """Return the job that a training pod belongs to, and the pipelines of its ranks; none if it is none of ours."""
     metadata = pod.get("metadata") or {}
     labels = metadata.get("labels") or {}
     key = (str(metadata.get("namespace", "")), str(labels.get(names.LABEL_JOB, "")))
     index, spec = str(labels.get(names.LABEL_COMPLETION_INDEX, "")), jobs.get(key)
     if spec is None or not (index.isascii() and index.isdigit() and len(index) < 7):
-        return None
+        return key, set()
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-        return None
-    pipeline = int(index) // (spec.parallelism.stages * spec.parallelism.tensor_parallel)
-    return (key, pipeline) if pipeline < spec.parallelism.pipelines else None
+        return key, set()
+    shape, gpus = spec.parallelism.shape, gpus_of(pod)
+    first = int(index) * gpus
+    return key, {shape.place(rank)[0] for rank in range(first, min(first + gpus, shape.ranks))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime
 
-from perseus_operator.children import Document, is_up_to_date, without_template
+from perseus_operator.children import Document, changeable, is_up_to_date
 from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
 
 
@@ -36,7 +36,7 @@ async def put_right(api: Api, wanted: Document, present: Document | None) -> Doc
             409, "AlreadyExists", f"Job {metadata['name']} exists already and is not this PerseusJob's: rename one"
         )
     # An operator of another version makes other templates: pods that run keep theirs.
-    changed = await api.merge(JOB, metadata["namespace"], metadata["name"], without_template(wanted))
+    changed = await api.merge(JOB, metadata["namespace"], metadata["name"], changeable(wanted, present))
     return changed or await api.apply(wanted)
 
 

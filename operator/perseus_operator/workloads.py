@@ -72,10 +72,11 @@ def _is_suspended(kind: WorkloadKind, spec: Document) -> bool:
 
 def ready_gpus(pods: list[Document]) -> int:
     """Return how many GPUs the pods that are ready own."""
-    return sum(_gpus(pod) for pod in pods if _is_ready(pod))
+    return sum(gpus_of(pod) for pod in pods if _is_ready(pod))
 
 
-def _gpus(pod: Document) -> int:
+def gpus_of(pod: Document) -> int:
+    """Return how many GPUs a pod owns."""
     limits = [((each.get("resources") or {}).get("limits") or {}) for each in pod["spec"].get("containers", [])]
     asked = [str(each.get(names.GPU_RESOURCE, 0)) for each in limits]
     return sum(int(each) for each in asked if each.isdecimal())

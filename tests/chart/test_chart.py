@@ -256,6 +256,19 @@ def test_by_namespace_programs_and_policy_know_which() -> None:
     assert len(expressions) == 2, "namespaces whose pods may not have the socket stay left out"
 
 
+def test_the_policy_that_warns_can_be_left_out_and_is_there_for_values_that_do_not_know_it() -> None:
+    def policies(*settings: str) -> list[Document]:
+        return [each for each in render(*settings) if each["kind"].startswith("ValidatingAdmissionPolicy")]
+
+    policy, binding = policies("watchNamespaces={team-a}")
+    (served,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+    assert served["values"] == ["team-a"]
+    assert binding["spec"]["validationActions"] == ["Warn"], "nothing is refused"
+    # What `helm upgrade --reuse-values` brings from an older release.
+    assert len(policies("validatingAdmissionPolicy=null")) == 2
+    assert policies("validatingAdmissionPolicy.enabled=false") == []
+
+
 def roles_of(documents: list[Document], name: str) -> dict[str, list[Document]]:
     """Rules of the Roles of a name, by namespace; no two of them in one."""
     found = [each for each in documents if each["kind"] == "Role" and each["metadata"]["name"] == name]

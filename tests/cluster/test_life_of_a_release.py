@@ -99,9 +99,18 @@ def test_uninstall_gives_all_clocks_back_and_leaves_training_alone(
     training: Training, gpus: SimulatedNode, installation: Installation
 ) -> None:
     own = [gpus.gpu(rank.gpu) for rank in training.wait_for_plan().ranks.values()]
-    wait_until("a GPU is locked", lambda: any(gpu.locked_range() for gpu in own), 10)
-    installation.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
+    wait_until("every GPU is locked", lambda: all(gpu.locked_range() for gpu in own), 20)
+    begun = {gpu.uuid: gpu.clock_calls()[-1].sequence for gpu in own}
+    (agent,) = processes_of_pod(str(pod_of(installation, "agent")["metadata"]["uid"]), "run")
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(end_of, agent)
+        installation.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
+        end = ended.result()
     try:
+        for gpu in own:
+            assert free_after(gpu.clock_calls(begun[gpu.uuid]), end) == 0.0, (
+                "the hook has it free before the agent goes"
+            )
         wait_until("locks are gone", lambda: not any(gpu.locked_range() for gpu in gpus.gpus), RELEASED_WITHIN_SECONDS)
         assert [restarts(pod) for pod in training.pods()] == [0] * training.stages
         wait_until("every object is gone", lambda: not left_of_the_release(installation), 30)
@@ -214,7 +223,8 @@ def left_of_the_release(installation: Installation) -> list[str]:
     """Everything that the release made and that should be gone."""
     kinds = (
         "pods,daemonsets,deployments,jobs,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,"
-        "networkpolicies,mutatingadmissionpolicies,mutatingadmissionpolicybindings"
+        "networkpolicies,mutatingadmissionpolicies,mutatingadmissionpolicybindings,"
+        "validatingadmissionpolicies,validatingadmissionpolicybindings"
     )
     release = installation.kubectl("get", kinds, "-A", "-l", f"app.kubernetes.io/instance={RELEASE}", "-o", "name")
     plans = installation.kubectl(

@@ -8,7 +8,13 @@ from typing import Any
 
 from perseus_api import names
 
-from harness.workload_controllers import JOBSET_MODULE, TRAINER_MODULE, module_folder
+from harness.workload_controllers import (
+    JOBSET_MODULE,
+    PYTORCH_JOB_CRD,
+    PYTORCH_JOB_MODULE,
+    TRAINER_MODULE,
+    module_folder,
+)
 
 _CONTAINER = {"name": "trainer", "image": "trainer", "resources": {"limits": {names.GPU_RESOURCE: 8}}}
 _POD = {
@@ -73,6 +79,6 @@ PYTORCH_JOB = ForeignKind(
     "PyTorchJob", "kubeflow.org/v1", "pytorchjobs",
     {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": {"spec": {"containers": [_CONTAINER]}}}}},
     {"runPolicy": {"suspend": True}}, "Succeeded",
-    "github.com/kubeflow/training-operator@v1.9.0", "manifests/base/crds/kubeflow.org_pytorchjobs.yaml",
+    PYTORCH_JOB_MODULE, PYTORCH_JOB_CRD,
 )  # fmt: skip
 KINDS = [JOB, STATEFUL_SET, JOB_SET, TRAIN_JOB, PYTORCH_JOB]

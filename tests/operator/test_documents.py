@@ -15,11 +15,12 @@ from perseus_api.plan import JobReference
 from perseus_api.profile import Profile, StageGpu
 from perseus_daemonset.follower import RankPlan
 from perseus_operator.children import (
+    ANNOTATION_HASH,
     ANNOTATION_TEMPLATE,
     Builder,
     TemplateProblem,
+    changeable,
     is_up_to_date,
-    without_template,
 )
 from perseus_operator.conditions import Story
 from perseus_operator.planning import FASTEST, STRETCHED, Stragglers, make_plan, predicted_savings, same_clocks
@@ -109,10 +110,24 @@ def test_in_a_queue_its_controller_says_when_training_starts() -> None:
 def test_what_runs_keeps_its_pod_template() -> None:
     """An operator of another version makes other templates; Kubernetes lets nobody change that of a Job."""
     workload = with_gpus(1).workload()
-    patch = without_template(workload)
+    patch = changeable(workload, workload)
     assert "template" not in patch["spec"]
     assert patch["spec"]["suspend"] is False
     assert ANNOTATION_TEMPLATE not in patch["metadata"]["annotations"], "it tells what the Job was made from"
+
+
+def test_what_runs_keeps_as_many_pods_as_its_template_asks_for() -> None:
+    running, wanted = with_gpus(1).workload(), with_gpus(2).workload()
+    assert changeable(running, running)["spec"]["completions"] == 6, "a person's edit is taken back"
+    assert not {"template", "completions", "parallelism"} & set(changeable(wanted, running)["spec"])
+    wanted["metadata"]["annotations"] |= {ANNOTATION_HASH: running["metadata"]["annotations"][ANNOTATION_HASH]}
+    assert is_up_to_date(wanted, running)
+
+
+def test_a_time_to_live_is_given_when_the_job_may_go() -> None:
+    mortal = builder(ttlSecondsAfterFinished=5)
+    assert "ttlSecondsAfterFinished" not in mortal.workload()["spec"]
+    assert mortal.workload(expires=True)["spec"]["ttlSecondsAfterFinished"] == 5
 
 
 def test_building_changes_nothing_of_the_job() -> None:

@@ -169,7 +169,7 @@ def training_pod(namespace: str, node: str, rank: int) -> dict[str, Any]:
         names.LABEL_COMPONENT: "trainer",
         names.LABEL_COMPLETION_INDEX: str(rank),
     }
-    container = {"name": "trainer", "image": "trainer"}
+    container = {"name": "trainer", "image": "trainer", "resources": {"limits": {names.GPU_RESOURCE: 1}}}
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -57,6 +57,16 @@ def events(bare: BareCluster, home: str) -> list[str]:
     return [each["message"] for each in items if each["reason"] == "Reported"]
 
 
+def ends(bare: BareCluster, home: str) -> str:
+    return bare.conditions(home, "train")["WorkloadReady"]["reason"]
+
+
+def time_to_live(bare: BareCluster, home: str) -> int | None:
+    """Nobody takes the Job away here."""
+    found: int | None = (bare.find("job", home, "train") or {})["spec"].get("ttlSecondsAfterFinished")
+    return found
+
+
 def end_training(bare: BareCluster, home: str) -> None:
     """Do what the Job controller does when all pods have ended well."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -70,7 +80,8 @@ def end_training(bare: BareCluster, home: str) -> None:
 def test_books_outlive_the_operator_and_the_report_comes_once(
     bare: BareCluster, watching: OperatorProcess, page: MetricsPage, home: str
 ) -> None:
-    bare.apply(home, profile_config_map(), perseus_job(accounting={"baselineIterations": 1}))
+    job = perseus_job(accounting={"baselineIterations": 1}, ttlSecondsAfterFinished=0)
+    bare.apply(home, profile_config_map(), job)
     eventually("the frontier's ConfigMap", lambda: bare.find("configmap", home, "train-frontier"))
     bare.optimise(home, "train")
     training = Metered(home, "train", lambda: bare.plan(home, "train"))
@@ -85,7 +96,10 @@ def test_books_outlive_the_operator_and_the_report_comes_once(
     training.stopped = True  # no iteration more; the page goes on to be scraped, as an agent's does
     total = training.counted()
     end_training(bare, home)
+    eventually("the end is told", lambda: ends(bare, home) == "TrainingFinished")
+    assert time_to_live(bare, home) is None, "the report needs the Job to tell when training ended"
     eventually("the report", lambda: status(bare, home).get("report"), 150)
+    eventually("the Job may go", lambda: time_to_live(bare, home) == 0, 60)
     report = status(bare, home)["report"]
     assert report["iterations"] == total
     assert report["energyJoules"] == total * RANKS * JOULES

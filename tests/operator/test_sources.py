@@ -9,13 +9,17 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from perseus_api import names
 from perseus_api.conditions import Reason
+from perseus_api.job import PerseusJobSpec
 from perseus_operator import causes, prometheus
 from perseus_operator.causes import Cause, RankFacts, find_cause, gather_facts
 from perseus_operator.prometheus import read_history, read_pipelines
-from perseus_operator.sources import ratios_of, slowdown_of
+from perseus_operator.sources import pipelines_of, ratios_of, slowdown_of
 from perseus_operator.status import straggler_status
 from perseus_operator.steps.telling import _REASONS
+
+from harness.objects import perseus_job
 
 ROOT = Path(__file__).resolve().parents[2]
 series = st.fixed_dictionaries(
@@ -74,6 +78,33 @@ def test_a_querys_answer_is_slowdowns_by_pipeline_or_a_sentence() -> None:
         ratios_of([({"pod": "a"}, 1.2)], 2)
     with pytest.raises(ValueError, match="between 1 and 10"):
         ratios_of([({"pipeline": "0"}, 120.0)], 2)
+
+
+@pytest.mark.parametrize(
+    ("order", "gpus", "index", "pipelines"),
+    [
+        ("PipelineStageTensor", 1, 7, {0}),
+        ("PipelineStageTensor", 1, 8, {1}),
+        ("PipelineStageTensor", 8, 0, {0}),
+        ("PipelineStageTensor", 8, 1, {1}),
+        ("PipelineStageTensor", 8, 2, set()),
+        ("PipelineStageTensor", 16, 0, {0, 1}),
+        ("StagePipelineTensor", 1, 2, {1}),
+        ("StagePipelineTensor", 4, 0, {0, 1}),
+        ("PipelineStageTensor", "none", 0, set()),
+    ],
+)
+def test_a_pod_is_of_the_pipelines_of_all_its_ranks(order: str, gpus: object, index: int, pipelines: set[int]) -> None:
+    """4 stages x 2 pipelines x 2 tensor-parallel ranks."""
+    shape = {"stages": 4, "pipelines": 2, "tensorParallel": 2, "microbatches": 4, "rankOrder": order}
+    spec = PerseusJobSpec.parse(perseus_job(parallelism=shape)["spec"])
+    labels = {names.LABEL_JOB: "train", names.LABEL_COMPLETION_INDEX: str(index)}
+    container = {"name": "trainer", "resources": {"limits": {names.GPU_RESOURCE: gpus}}}
+    pod = {"metadata": {"namespace": "team", "labels": labels}, "spec": {"containers": [container]}}
+    key = ("team", "train")
+    assert pipelines_of(pod, {key: spec}) == (key, pipelines)
+    assert pipelines_of({**pod, "status": {"phase": "Succeeded"}}, {key: spec}) == (key, set())
+    assert pipelines_of(pod, {}) == (key, set())
 
 
 def facts(slowdown: float | None, *reasons: str, gpu: str = "GPU-1") -> RankFacts:

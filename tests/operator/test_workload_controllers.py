@@ -6,10 +6,8 @@ what their containers do (failing, finishing) is written into their status.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,14 @@ from typing import Any
 import pytest
 from perseus_api import names
 
-from harness.client import Document, Refused
-from harness.controlplane import ControlPlane, free_port, running
+from harness.client import Document
+from harness.controlplane import free_port, running
 from harness.objects import core_path, perseus_job, profile_config_map
 from harness.workload_controllers import workload_controllers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, OperatorProcess, eventually
+from played import end_pods, running_pods
 
 pytestmark = pytest.mark.cluster
 # 2 stages x 2 pipelines x 2 tensor-parallel ranks: two pods of four GPUs.
@@ -101,28 +100,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
             yield BareCluster(plane)
         finally:
             operator.kill()
-
-
-@contextlib.contextmanager
-def running_pods(plane: ControlPlane) -> Iterator[None]:
-    """Whatever pod is made runs and is ready a moment later."""
-    over = threading.Event()
-    running = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-
-    def play() -> None:
-        while not over.wait(0.2):
-            for pod in plane.client.items("/api/v1/pods", fieldSelector="status.phase=Pending"):
-                path = core_path("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])
-                with contextlib.suppress(Refused):  # It may be gone by now.
-                    plane.client.merge(f"{path}/status", {"status": running})
-
-    thread = threading.Thread(target=play, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.fixture
@@ -225,10 +202,7 @@ class Life:
 
     def end_pods(self, phase: str, number: int) -> None:
         """Containers end, as the kubelet would tell."""
-        ready = {"type": "Ready", "status": "False"}
-        for pod in self.pods()[:number]:
-            path = f"{core_path('pods', self.home, pod['metadata']['name'])}/status"
-            self.cluster.plane.client.merge(path, {"status": {"phase": phase, "conditions": [ready]}})
+        end_pods(self.cluster.plane, self.pods()[:number], phase)
 
     def wait_for(self, reason: str) -> None:
         """Wait for what the PerseusJob tells of its workload."""

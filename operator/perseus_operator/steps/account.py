@@ -20,11 +20,9 @@ from perseus_operator.children import Builder, Document
 from perseus_operator.client import CONFIG_MAP, Api
 from perseus_operator.ledger import Ledger, Totals
 from perseus_operator.monitor import JobKey
-from perseus_operator.report import final_report, report_json
+from perseus_operator.report import REPORT_AFTER_SECONDS, REPORT_WITHIN_SECONDS, final_report, report_json
 from perseus_operator.visit import Visit
 
-# Two scrapes of a Prometheus in its default setting: the last iterations must have been seen.
-REPORT_AFTER_SECONDS = 70.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -90,7 +88,7 @@ class AccountStep:
         self, visit: Visit, builder: Builder, ledger: Ledger, outcome: str, ended_unix_seconds: float
     ) -> None:
         if ledger.read_unix_seconds < ended_unix_seconds + REPORT_AFTER_SECONDS:
-            visit.settled = visit.settled and time.time() > ended_unix_seconds + 10 * REPORT_AFTER_SECONDS
+            visit.settled = visit.settled and time.time() > ended_unix_seconds + REPORT_WITHIN_SECONDS
             return
         ended = datetime.fromtimestamp(ended_unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         report = final_report(ledger.totals, outcome, ended)

@@ -8,6 +8,7 @@ from perseus_api.job import PerseusJobSpec, WorkloadReference
 
 from perseus_operator.client import POD, Api, Kind
 from perseus_operator.report import FAILED, SUCCEEDED
+from perseus_operator.steps.workload import told_end
 from perseus_operator.upkeep import condition_unix_seconds
 from perseus_operator.visit import Visit
 from perseus_operator.workloads import SERVED, State, ready_gpus, state_of
@@ -31,6 +32,11 @@ async def look_at_workload(api: Api, visit: Visit, spec: PerseusJobSpec, referen
     kind = Kind(f"{served.group}/{version}", reference.kind.value, served.plural)
     namespace, job = visit.key
     workload = await api.get(kind, namespace, reference.name)
+    ended = told_end(visit.job)
+    if workload is None and ended is not None:
+        # Its time to live is over, or a person tidied up.
+        say(Condition.WORKLOAD_READY, *ended)
+        return False
     if workload is None:
         label = f"{names.LABEL_JOB}={job}"
         words = f"there is no {named} in namespace {namespace}: create it, with the label {label} on its pods"

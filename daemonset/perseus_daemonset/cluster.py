@@ -105,12 +105,17 @@ class ClusterWatch:
         for mirror in followed:
             mirror.stop()
 
+    @functools.cached_property
+    def _core(self) -> Any:
+        # Made when credentials are known, and once: each client has connections of its own.
+        return client.CoreV1Api()
+
     def _list_pods(self) -> Callable[..., Any]:
         selector = f"spec.nodeName={self._node}"
-        return lambda **more: client.CoreV1Api().list_pod_for_all_namespaces(field_selector=selector, **more)
+        return lambda **more: self._core.list_pod_for_all_namespaces(field_selector=selector, **more)
 
     def _list_plans(self, **selectors: str) -> Callable[..., Any]:
-        return lambda **more: client.CoreV1Api().list_namespaced_config_map(self._namespace, **selectors, **more)
+        return lambda **more: self._core.list_namespaced_config_map(self._namespace, **selectors, **more)
 
     def _replace_pods(self, items: list[Item]) -> None:
         self._pods.replace([Pod.of(item) for item in items])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -36,6 +37,7 @@ _AUDIT_POLICY = {
 }
 _CLIENT_RATE = ("--kube-api-qps=300", "--kube-api-burst=600")
 _START_SECONDS = 90.0
+_SERVER_PORTS = (20_000, 32_768)
 # A killed run leaves no process behind.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
@@ -253,10 +255,15 @@ def running(
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that nobody uses now.
+
+    It lies below those that the kernel gives to connections (from 32768 on): none takes it before its server is up.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_SERVER_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def resident_megabytes(pid: int, peak: bool = False) -> float:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,8 @@ from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress
 from perseus_operator.troubles import told
 from perseus_simulator.node import SimulatedNode
 from perseus_trainer import Rank, Session
+
+from harness.controlplane import free_port
 
 ORDER, GPU_FREE = "FFBB", None
 INSTRUCTIONS = {"F": "forward", "B": "backward"}
@@ -238,8 +239,7 @@ def prometheus(agent: AgentProcess, tmp_path: Path) -> Iterator[str]:
 
     pages = http.server.HTTPServer(("127.0.0.1", 0), Pages)
     threading.Thread(target=pages.serve_forever, daemon=True).start()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     targets = [{"targets": [f"127.0.0.1:{pages.server_address[1]}"]}]
     scrape = {"job_name": "agents", "honor_labels": True, "static_configs": targets}
     (tmp_path / "prometheus.json").write_text(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from perseus_operator.ledger import Ledger, Situation
 from perseus_operator.prometheus import Prometheus
 from perseus_operator.transport import Connection, PrometheusAddress
 
+from harness.controlplane import free_port
 from testbed.execution import wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,9 +93,7 @@ def agents() -> Iterator[Agents]:
 @pytest.fixture
 def prometheus_url(agents: Agents, tmp_path: Path) -> Iterator[str]:
     """A Prometheus of the test's own that scrapes the pages."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     target = f"127.0.0.1:{agents.server.server_port}"
     configuration = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},

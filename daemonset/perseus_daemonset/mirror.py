@@ -117,6 +117,6 @@ def brief(error: Exception) -> str:
 
 
 def _interrupt(response: Any) -> None:
-    # The thread waits in a read that only the end of the stream ends.
-    with contextlib.suppress(ValueError, RuntimeError, OSError):
+    # The thread waits in a read that only the end of the stream ends. Before urllib3 2.3 it waits until the server's.
+    with contextlib.suppress(ValueError, RuntimeError, OSError, AttributeError):
         response.shutdown()

@@ -388,7 +388,7 @@ def changeable(job: Document, present: Document) -> Document:
     """
     annotations = job["metadata"]["annotations"]
     kept = {"template"}
-    if _template_of(present) not in (None, annotations.get(ANNOTATION_TEMPLATE)):
+    if template_of(present) not in (None, annotations.get(ANNOTATION_TEMPLATE)):
         kept |= {"completions", "parallelism"}
     spec = {key: each for key, each in job["spec"].items() if key not in kept}
     metadata = {"labels": job["metadata"]["labels"], "annotations": {ANNOTATION_HASH: annotations[ANNOTATION_HASH]}}
@@ -420,8 +420,8 @@ def contains(present: Any, wanted: Any) -> bool:
     return bool(wanted == present)
 
 
-def _template_of(job: Document) -> str | None:
-    """The hash of the user's template that a training Job was made from; None of other Jobs."""
+def template_of(job: Document) -> str | None:
+    """Return the hash of the user's template that a training Job was made from; None of other Jobs."""
     found: str | None = (job["metadata"].get("annotations") or {}).get(ANNOTATION_TEMPLATE)
     return found
 

@@ -144,8 +144,9 @@ class Sources:
                         f"node {name}: annotation {names.ANNOTATION_EXPECTED_SLOWDOWN} is {text[:40]!r}; write a "
                         f"decimal number from 1 to {MOST_SLOWDOWN:g}, such as 1.2"
                     )
-                for index in pipelines if ratio is not None else ():
-                    told.ratios[index] = max(told.ratios.get(index, 0.0), ratio or 0.0)
+                    continue
+                for index in pipelines:
+                    told.ratios[index] = max(told.ratios.get(index, 0.0), ratio)
         self._nodes = found
 
     async def _ask(self, connection: Connection, key: JobKey, spec: PerseusJobSpec) -> None:

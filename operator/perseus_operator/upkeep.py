@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime
 
-from perseus_operator.children import Document, changeable, is_up_to_date
+from perseus_operator.children import Document, changeable, is_owned_by, is_up_to_date
 from perseus_operator.client import JOB, KINDS, Api, ApiRefusal
 
 
@@ -31,7 +31,7 @@ async def put_right(api: Api, wanted: Document, present: Document | None) -> Doc
         return present
     if present is None or wanted["kind"] != JOB.name or present["metadata"].get("deletionTimestamp"):
         return await api.apply(wanted)
-    if not _owned_by_same(wanted, present):
+    if not is_owned_by(present, metadata["ownerReferences"][0]["uid"]):
         raise ApiRefusal(
             409, "AlreadyExists", f"Job {metadata['name']} exists already and is not this PerseusJob's: rename one"
         )
@@ -55,8 +55,3 @@ def condition_unix_seconds(job: Document, wanted: str) -> float:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 return datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
     return 0.0
-
-
-def _owned_by_same(wanted: Document, present: Document) -> bool:
-    uid = wanted["metadata"]["ownerReferences"][0]["uid"]
-    return any(owner.get("uid") == uid for owner in present["metadata"].get("ownerReferences") or [])

@@ -71,3 +71,8 @@ class Visit:
     report: Document | None = None
     settled: bool = True
     is_watched: bool = True
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no status was ever written of the job: nothing is counted of it, and nobody was told of a plan."""
+        return not self.job.get("status")

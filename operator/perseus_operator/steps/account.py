@@ -69,9 +69,7 @@ class AccountStep:
 
     async def _open(self, visit: Visit, builder: Builder, keep: bool = True) -> Ledger:
         name = names.report_config_map_name(builder.name)
-        # Nothing is counted of a job before its first status.
-        is_new = not visit.job.get("status")
-        kept = None if is_new else await self._api.get(CONFIG_MAP, builder.namespace, name)
+        kept = None if visit.is_new else await self._api.get(CONFIG_MAP, builder.namespace, name)
         ledger = _decoded(kept, builder.uid)
         self._written.pop(visit.key, None)
         if ledger is None:

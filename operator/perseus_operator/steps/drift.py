@@ -22,7 +22,7 @@ from perseus_operator.drift import Corrections, Work
 from perseus_operator.monitor import JobKey
 from perseus_operator.profiles import LoadedProfile
 from perseus_operator.profiling.repeats import Repeats
-from perseus_operator.upkeep import ensure
+from perseus_operator.upkeep import put_right
 from perseus_operator.visit import Visit
 
 logger = logging.getLogger("perseus.operator")
@@ -75,13 +75,14 @@ class DriftStep:
         remark = ""
         if asked and (factors or corrections.factors):
             remark = await self._obstacle(builder, spec, repeats, now)
-        if factors and asked and not remark:
+        begins = bool(factors) and asked and not remark
+        if begins:
             repeats = repeats.begin(profile.checksum, now)
-            builder.corrections, builder.repeats = corrections.encode(), repeats.encode()
-            config_map = await ensure(self._api, builder.frontier_config_map())
         elif factors:
             corrections = corrections.times(factors)
         builder.corrections, builder.repeats = corrections.encode(), repeats.encode()
+        if begins:
+            config_map = await put_right(self._api, builder.frontier_config_map(), config_map)
         metrics.CORRECTION_RATIO.labels(*visit.key).set(corrections.largest)
         return Drift(corrections, repeats, repeats.goes_on(profile.checksum, now), remark, config_map)
 
@@ -92,7 +93,7 @@ class DriftStep:
             ApiRefusal: the API server refused.
         """
         builder.repeats = drift.repeats.close().encode()
-        await ensure(self._api, builder.frontier_config_map())
+        await put_right(self._api, builder.frontier_config_map(), drift.config_map)
 
     async def _obstacle(self, builder: Builder, spec: PerseusJobSpec, repeats: Repeats, now: float) -> str:
         """Return why the profile is not measured anew; empty where it can be."""

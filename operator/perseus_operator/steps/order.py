@@ -20,7 +20,7 @@ from perseus_api.errors import DocumentError
 from perseus_api.job import PerseusJobSpec
 from perseus_api.orders import PipelineOrders
 
-from perseus_operator.children import Builder, Document
+from perseus_operator.children import Builder, Document, is_owned_by
 from perseus_operator.client import CONFIG_MAP, Api
 from perseus_operator.memory import Memory
 from perseus_operator.monitor import JobKey
@@ -103,15 +103,15 @@ class OrderStep:
 
     async def _decoded(self, config_map: Document | None, uid: str, tensor_parallel: int) -> Recorded | None:
         """Return the orders in a ConfigMap of this very job; None if there is none, or it is damaged."""
-        metadata = (config_map or {}).get("metadata") or {}
-        if not any(each.get("uid") == uid for each in metadata.get("ownerReferences") or []):
+        if config_map is None or not is_owned_by(config_map, uid):
             return None
+        metadata = config_map["metadata"]
         key = metadata["uid"], metadata["resourceVersion"]
         known = self._known.get(key)
         if known is not None:
             return known
         try:
-            encoded = ((config_map or {}).get("binaryData") or {}).get(names.ORDERS_KEY, "")
+            encoded = (config_map.get("binaryData") or {}).get(names.ORDERS_KEY, "")
             orders = await asyncio.to_thread(PipelineOrders.decode, base64.b64decode(encoded, validate=True))
         except (DocumentError, binascii.Error) as error:
             logger.warning("orders in ConfigMap %s: %s; recorded anew", metadata["name"], error)

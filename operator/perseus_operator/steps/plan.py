@@ -58,7 +58,7 @@ class PlanStep:
         watched = self._monitor.find(visit.key)
         if watched is not None:
             return watched.wanted != watched.watch.stragglers
-        return not visit.job.get("status") and spec.workload_ref is None and not builder.is_queued
+        return visit.is_new and spec.workload_ref is None and not builder.is_queued
 
     async def bring_about(
         self, visit: Visit, builder: Builder, spec: PerseusJobSpec, frontier: Frontier, running: bool

@@ -7,10 +7,10 @@ import time
 from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 
-from perseus_operator.children import ANNOTATION_TEMPLATE, Builder, Document, TemplateProblem
+from perseus_operator.children import Builder, Document, TemplateProblem, template_of
 from perseus_operator.client import JOB, Api, ApiRefusal
 from perseus_operator.report import FAILED, REPORT_WITHIN_SECONDS, SUCCEEDED
-from perseus_operator.upkeep import condition_unix_seconds, ensure, job_condition
+from perseus_operator.upkeep import condition_unix_seconds, ensure, job_condition, put_right
 from perseus_operator.visit import Visit
 
 _ENDS = (Reason.TRAINING_FINISHED, Reason.TRAINING_FAILED)
@@ -34,8 +34,8 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
     """
     say = visit.story.say
     ended, expires = told_end(visit.job), False
+    present = await api.get(JOB, builder.namespace, builder.name)
     if ended is not None:
-        present = await api.get(JOB, builder.namespace, builder.name)
         if present is None:
             # Its time to live is over, or a person tidied up: training that has ended does not begin again.
             say(Condition.WORKLOAD_READY, *ended)
@@ -44,7 +44,7 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
     try:
         wanted = builder.workload(expires=expires)
         await ensure(api, builder.service())
-        job = await ensure(api, wanted)
+        job = await put_right(api, wanted, present)
     except TemplateProblem as problem:
         say(Condition.WORKLOAD_READY, False, Reason.TEMPLATE_REFUSED, str(problem))
         return False
@@ -54,14 +54,13 @@ async def bring_about_workload(api: Api, visit: Visit, builder: Builder, spec: P
         say(Condition.WORKLOAD_READY, False, Reason.TEMPLATE_REFUSED, f"spec.template: {refusal}")
         return False
     pods = int(job["spec"]["completions"])  # of the template that it was made from
-    has_ended = job_condition(job, "Complete") is not None or job_condition(job, "Failed") is not None
-    if has_ended and not expires and spec.ttl_seconds_after_finished is not None:
+    complete, failed = job_condition(job, "Complete"), job_condition(job, "Failed")
+    if (complete or failed) is not None and not expires and spec.ttl_seconds_after_finished is not None:
         visit.settled = False  # What is written now is what the next visit goes by.
-    if job_condition(job, "Complete") is not None:
+    if complete is not None:
         visit.ended = (SUCCEEDED, condition_unix_seconds(job, "Complete"))
         say(Condition.WORKLOAD_READY, True, Reason.TRAINING_FINISHED, f"all {spec.parallelism.ranks} ranks finished")
         return False
-    failed = job_condition(job, "Failed")
     if failed is not None:
         visit.ended = (FAILED, condition_unix_seconds(job, "Failed"))
         say(Condition.WORKLOAD_READY, False, Reason.TRAINING_FAILED, failed)
@@ -96,8 +95,7 @@ def _is_reported(job: Document, training: Document) -> bool:
 
 
 def _remark(wanted: Document, job: Document) -> str:
-    made_from = (job["metadata"].get("annotations") or {}).get(ANNOTATION_TEMPLATE)
-    if made_from in (None, wanted["metadata"]["annotations"][ANNOTATION_TEMPLATE]):
+    if template_of(job) in (None, template_of(wanted)):
         return ""
     remedy = f"delete Job {job['metadata']['name']} to start training anew"
     return f"; spec.template has changed since, and running pods keep the old one: {remedy}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.client import Client, Refused
 from testbed import binaries as programs
-from testbed.definitions import wait_until_established
+from testbed.definitions import define
 from testbed.errors import TestbedError
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
@@ -104,9 +104,7 @@ class ControlPlane:
             self.start_part(name)
         self.wait_until_ready()
         if not empty:
-            for path in sorted((ROOT / "crds").glob("*.yaml")):
-                self.kubectl("apply", "--server-side", "-f", str(path))
-            wait_until_established(self.kubectl, "crd/perseusjobs.perseus.energy")
+            define(self.kubectl, ROOT / "crds")
             self.kubectl("create", "namespace", SYSTEM)
         if self._controllers:
             self.start_part("manager")
@@ -164,6 +162,21 @@ class ControlPlane:
             TestbedError: it failed.
         """
         return run([self.kubectl_path, "--kubeconfig", self.kubeconfig, *arguments], text_input=input_text)
+
+    def make_administrator(self, name: str) -> str:
+        """Return a token of a service account that may do everything: the audit log tells what it did."""
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+        self.client.apply(f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{name}", account, "harness")
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "apiVersion": f"{group}/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}],
+        }
+        self.client.apply(f"/apis/{group}/v1/clusterrolebindings/{name}", binding, "harness")
+        return self.account_token(SYSTEM, name)
 
     def write_kubeconfig(self, path: Path, url: str = "", token: str = "token", user: str = "admin") -> Path:
         """Write credentials for a user, for the API server or for something that stands before it."""

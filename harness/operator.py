@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Self
 
 from harness.controlplane import DIES_WITH_US, SYSTEM, resident_megabytes
 
@@ -26,6 +27,15 @@ class OperatorProcess:
         self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """SIGKILL it, if it runs."""
+        self.kill()
 
     def start(self) -> None:
         """Start it."""

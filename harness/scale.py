@@ -67,14 +67,11 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
         fleet(plane, size.nodes),
     ):
         say(f"{size.nodes} nodes are ready")
-        token = _account(plane)
+        token = plane.make_administrator("operator")
         kubeconfig = plane.write_kubeconfig(folder / "operator-kubeconfig", token=token, user="operator")
-        operator = OperatorProcess(kubeconfig, folder / "operator.log", free_port(), PERSEUS_PROMETHEUS_URL=prometheus)
-        try:
-            operator.start()
+        log = folder / "operator.log"
+        with OperatorProcess(kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus) as operator:
             return _Run(plane, training, operator, size).figures()
-        finally:
-            operator.kill()
 
 
 class _Run:
@@ -224,22 +221,6 @@ class _Run:
                    timeout_seconds=_PATIENCE_SECONDS, period_seconds=0.05)  # fmt: skip
         times = [self._training.seen_at(key, before[key] + 1) or begin for key in keys]
         return max(times) - begin, min(times) - begin
-
-
-def _account(plane: ControlPlane) -> str:
-    """Return a token of a service account that may do everything: the audit log tells what it did."""
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator"}}
-    plane.client.post(core_path("serviceaccounts", SYSTEM), account)
-    group = "rbac.authorization.k8s.io"
-    binding = {
-        "apiVersion": f"{group}/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "operator"},
-        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": SYSTEM}],
-    }
-    plane.client.post(f"/apis/{group}/v1/clusterrolebindings", binding)
-    return plane.account_token(SYSTEM, "operator")
 
 
 def _seconds(model: int) -> float:

@@ -26,7 +26,7 @@ import yaml
 from harness.controlplane import DIES_WITH_US, ControlPlane, free_port
 from testbed import binaries as programs
 from testbed import versions
-from testbed.definitions import wait_until_established
+from testbed.definitions import define
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
 
@@ -90,8 +90,7 @@ def workload_controllers(plane: ControlPlane) -> Iterator[None]:
         for manager in _MANAGERS:
             source = module_folder(manager.module)
             for path in sorted((source / manager.crds).glob("*_*.yaml")):
-                plane.kubectl("apply", "--server-side", "-f", str(path))
-                wait_until_established(plane.kubectl, "-f", str(path))
+                define(plane.kubectl, path)
         for manager in _MANAGERS:
             webhooks, health = free_port(), free_port()
             processes.append(_start(plane, manager, str(binaries[manager.program]), webhooks, health))
@@ -113,9 +112,7 @@ def pytorch_job_controller(plane: ControlPlane) -> Iterator[None]:
     """
     name = "training-operator"
     program = programs.build(Folders.from_environment().cache, only={name})[name]
-    definition = str(module_folder(PYTORCH_JOB_MODULE) / PYTORCH_JOB_CRD)
-    plane.kubectl("apply", "--server-side", "-f", definition)
-    wait_until_established(plane.kubectl, "-f", definition)
+    define(plane.kubectl, module_folder(PYTORCH_JOB_MODULE) / PYTORCH_JOB_CRD)
     health = free_port()
     with (plane.folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(

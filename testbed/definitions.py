@@ -1,4 +1,4 @@
-"""Waits until the API server serves a kind that was just defined.
+"""Defines kinds, and waits until the API server serves them.
 
 ``kubectl wait --for=condition=Established`` would be the command for it, but it fails at once where it looks before the
 server has written the definition's first condition. Knows no kind of its own.
@@ -6,11 +6,26 @@ server has written the definition's first condition. Knows no kind of its own.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from testbed.execution import wait_until
 
 _TIMEOUT_SECONDS = 30.0
+
+
+def define(kubectl: Callable[..., str], path: Path) -> None:
+    """Apply the CustomResourceDefinitions of a file or folder, whoever wrote them before, and wait for them.
+
+    Args:
+        kubectl: Runs kubectl with arguments and returns what it printed.
+        path: Of the file or folder.
+
+    Raises:
+        TestbedError: one is refused, or is not served after 30 seconds.
+    """
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
+    wait_until_established(kubectl, "-f", str(path))
 
 
 def wait_until_established(kubectl: Callable[..., str], *which: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from perseus_api import names
 
 from testbed.cluster import bring_up
-from testbed.definitions import wait_until_established
+from testbed.definitions import define
 from testbed.errors import RequirementError, TestbedError
 from testbed.execution import run
 from testbed.images import build_images
@@ -95,8 +95,7 @@ class Installation:
             "--wait", "--timeout", "3m", *sets,
         )  # fmt: skip
         # Helm installs CRDs and never upgrades them: a cluster that was up before would keep its old one.
-        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-        wait_until_established(self.kubectl, "crd/perseusjobs.perseus.energy")
+        define(self.kubectl, ROOT / "crds")
         self._wait_for_gpus(gpus)
         self.forget_addresses()
 

@@ -51,9 +51,9 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
         prometheus.start()
         stack.callback(prometheus.stop)
         log = folder / "operator.log"
-        operator = OperatorProcess(plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
-        operator.start()
-        stack.callback(operator.kill)
+        operator = stack.enter_context(
+            OperatorProcess(plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
+        )
         begin = time.monotonic()
         _apply(plane.client, jobs)
         _wait(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perseus_api import names
+from perseus_simulator.node import SimulatedGpu
 
 from testbed.installation import SYSTEM_NAMESPACE, Installation
 from testbed.observation import Sample
@@ -214,3 +215,8 @@ def restarts(pod: dict[str, dict[str, object]]) -> int:
     statuses = pod["status"]["containerStatuses"]
     assert isinstance(statuses, list)
     return sum(int(each["restartCount"]) for each in statuses)
+
+
+def clock_calls_of(gpu: SimulatedGpu) -> tuple[int, int]:
+    """Return how often a GPU's clock was set and reset through NVML."""
+    return gpu.calls["set_locked_clocks"], gpu.calls["reset_locked_clocks"]

@@ -17,8 +17,18 @@ from statistics import median
 
 import pytest
 from perseus_api import names
-from perseus_simulator.node import ClockCall, SimulatedGpu, SimulatedNode
-from product import NAMESPACE, Training, children_of, pod_of, processes_of_pod, restarts, small_training, wait_until
+from perseus_simulator.node import ClockCall, SimulatedNode
+from product import (
+    NAMESPACE,
+    Training,
+    children_of,
+    clock_calls_of,
+    pod_of,
+    processes_of_pod,
+    restarts,
+    small_training,
+    wait_until,
+)
 
 from testbed import binaries, containers
 from testbed.folders import Folders
@@ -165,11 +175,6 @@ def replaced(
         {gpu: free_after(calls, end) for gpu, calls in histories.items()},
         {gpu: locks(since(calls, end))[0].received_nanoseconds / 1e9 - end for gpu, calls in histories.items()},
     )
-
-
-def clock_calls_of(gpu: SimulatedGpu) -> tuple[int, int]:
-    """How often a GPU's clock was set and reset."""
-    return gpu.calls["set_locked_clocks"], gpu.calls["reset_locked_clocks"]
 
 
 def locks(calls: list[ClockCall]) -> list[ClockCall]:

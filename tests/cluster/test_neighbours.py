@@ -16,6 +16,7 @@ from product import (
     NAMESPACE,
     Training,
     children_of,
+    clock_calls_of,
     conditions_of,
     kill_process,
     pod_of,
@@ -133,8 +134,3 @@ def stranger(name: str, gpus: int, tag: str) -> dict[str, object]:
         "containers": [container],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-
-
-def clock_calls_of(gpu: SimulatedGpu) -> tuple[int, int]:
-    """How often a GPU's clock was set and reset through NVML."""
-    return gpu.calls["set_locked_clocks"], gpu.calls["reset_locked_clocks"]

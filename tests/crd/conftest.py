@@ -19,7 +19,7 @@ import pytest
 from harness.client import Refused
 from harness.controlplane import running
 from testbed.cluster import Cluster
-from testbed.definitions import wait_until_established
+from testbed.definitions import define
 from testbed.service import tls_context
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -54,8 +54,7 @@ def served_crd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             )
     else:
         cluster: Cluster = request.getfixturevalue("cluster")
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-        wait_until_established(cluster.kubectl, "crd/perseusjobs.perseus.energy")
+        define(cluster.kubectl, CRD)
         yield Served(cluster.kubectl, _sending_to(cluster))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ class BareCluster:
         name = f"{prefix}-{uuid.uuid4().hex[:8]}"
         self.kubectl("create", "namespace", name)
         return name
+
+    @contextlib.contextmanager
+    def own_namespace(self) -> Iterator[str]:
+        """A namespace of a test's own; its jobs are freed and deleted afterwards."""
+        name = self.make_namespace("team")
+        yield name
+        self.free_jobs(name)
 
     def free_jobs(self, namespace: str) -> None:
         """Delete a namespace's jobs, whether or not an operator lets them go."""

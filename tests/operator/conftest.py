@@ -32,18 +32,15 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
 @pytest.fixture
 def home(bare: BareCluster) -> Iterator[str]:
     """A namespace of the test's own; its jobs are freed and deleted afterwards."""
-    name = bare.make_namespace("team")
-    yield name
-    bare.free_jobs(name)
+    with bare.own_namespace() as name:
+        yield name
 
 
 @pytest.fixture
 def operator(bare: BareCluster) -> Iterator[OperatorProcess]:
     """The operator as a process of its own, against the bare control plane."""
-    process = OperatorProcess(bare.plane.kubeconfig, bare.folder / "operator.log", free_port())
-    process.start()
-    yield process
-    process.kill()
+    with OperatorProcess(bare.plane.kubeconfig, bare.folder / "operator.log", free_port()) as process:
+        yield process
 
 
 @pytest.fixture
@@ -88,7 +85,5 @@ def watching(bare: BareCluster, prometheus: PrometheusServer) -> Iterator[Operat
     """The operator, asking that Prometheus."""
     prometheus.start()
     log = bare.folder / "operator.log"
-    process = OperatorProcess(bare.plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
-    process.start()
-    yield process
-    process.kill()
+    with OperatorProcess(bare.plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url) as process:
+        yield process

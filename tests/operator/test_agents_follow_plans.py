@@ -44,16 +44,7 @@ class Agent:
 
     def __init__(self, bare: BareCluster, node: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         name = "agent-eyes"
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": SYSTEM}}
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}],
-        }
-        bare.apply(SYSTEM, account, binding)
-        token = bare.plane.account_token(SYSTEM, name)
+        token = bare.plane.make_administrator(name)
         kubeconfig = bare.plane.write_kubeconfig(folder / "kubeconfig", token=token, user=name)
         # Its own way would be the process's KUBECONFIG, read once for all tests.
         monkeypatch.setattr(ClusterWatch, "connect", lambda _: config.load_kube_config(str(kubeconfig)))

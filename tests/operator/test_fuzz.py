@@ -112,10 +112,8 @@ def running(bare: BareCluster) -> Iterator[OperatorProcess]:
     client = bare.plane.client
     client.post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})
     client.post(core_path("configmaps", HOME), profile_config_map())
-    process = OperatorProcess(bare.plane.kubeconfig, bare.folder / "fuzz.log", free_port())
-    process.start()
-    yield process
-    process.kill()
+    with OperatorProcess(bare.plane.kubeconfig, bare.folder / "fuzz.log", free_port()) as process:
+        yield process
 
 
 def test_no_perseusjob_crashes_the_operator_or_leaves_anything_behind(

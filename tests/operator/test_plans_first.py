@@ -13,6 +13,7 @@ from perseus_api import names
 from perseus_operator.visits import WORKERS
 
 from harness.audit import AuditLog, Use
+from harness.client import Document
 from harness.controlplane import SYSTEM, free_port
 from harness.objects import core_path, frontier_data, job_path, perseus_job, profile_config_map
 from harness.operator import OperatorProcess
@@ -28,27 +29,22 @@ USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
 @pytest.fixture
 def audited(bare: BareCluster, tmp_path: Path) -> Iterator[OperatorProcess]:
     """An operator under an account of its own, which the audit log knows; not started yet."""
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": SYSTEM}}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": ACCOUNT},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": SYSTEM}],
-    }
-    bare.apply(SYSTEM, account, binding)
-    token = bare.plane.account_token(SYSTEM, ACCOUNT)
+    token = bare.plane.make_administrator(ACCOUNT)
     kubeconfig = bare.plane.write_kubeconfig(tmp_path / "kubeconfig", token=token, user=ACCOUNT)
     process = OperatorProcess(kubeconfig, tmp_path / "operator.log", free_port())
     yield process
     process.kill()
 
 
-def leave_a_frontier(bare: BareCluster, home: str, job: str) -> None:
-    """As a cache would."""
-    metadata = {"name": names.frontier_config_map_name(job)}
-    document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": frontier_data()}
-    bare.plane.client.post(core_path("configmaps", home), document)
+def create(bare: BareCluster, home: str, *jobs: Document) -> None:
+    """Create jobs, their profile, and their frontiers, as a cache would leave them."""
+    client = bare.plane.client
+    client.post(core_path("configmaps", home), profile_config_map())
+    for job in jobs:
+        metadata = {"name": names.frontier_config_map_name(job["metadata"]["name"])}
+        document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": frontier_data()}
+        client.post(core_path("configmaps", home), document)
+        client.post(job_path(home), job)
 
 
 def is_told(bare: BareCluster, home: str, job: str) -> bool:
@@ -69,12 +65,8 @@ def written(log: AuditLog, home: str, jobs: list[str]) -> list[Use]:
 def test_many_new_jobs_get_their_plans_before_their_training_pods(
     bare: BareCluster, home: str, audited: OperatorProcess
 ) -> None:
-    client = bare.plane.client
-    client.post(core_path("configmaps", home), profile_config_map())
     jobs = [f"job-{index:02d}" for index in range(JOBS)]
-    for job in jobs:
-        leave_a_frontier(bare, home, job)
-        client.post(job_path(home), perseus_job(job))
+    create(bare, home, *map(perseus_job, jobs))
     log = AuditLog(bare.plane.audit_log)
     audited.start()
     for job in jobs:
@@ -96,17 +88,14 @@ def test_many_new_jobs_get_their_plans_before_their_training_pods(
 def test_a_job_whose_training_pods_are_refused_keeps_no_plan(
     bare: BareCluster, home: str, audited: OperatorProcess
 ) -> None:
-    client = bare.plane.client
-    client.post(core_path("configmaps", home), profile_config_map())
-    leave_a_frontier(bare, home, "train")
-    client.post(job_path(home), perseus_job("train", gpus=3))
+    create(bare, home, perseus_job("train", gpus=3))
     audited.start()
     eventually("it is told", lambda: is_told(bare, home, "train"))
     assert bare.conditions(home, "train")["WorkloadReady"]["reason"] == "TemplateRefused"
     assert bare.plan(home, "train") is None
     # Corrected, it gets one, under a generation that no agent has seen before.
     template = perseus_job("train")["spec"]["template"]
-    client.merge(job_path(home, "train"), {"spec": {"template": template}})
+    bare.plane.client.merge(job_path(home, "train"), {"spec": {"template": template}})
     eventually("a plan", lambda: bare.plan(home, "train") is not None)
     plan = bare.plan(home, "train")
     assert plan is not None
@@ -116,13 +105,9 @@ def test_a_job_whose_training_pods_are_refused_keeps_no_plan(
 def test_a_suspended_job_and_one_in_a_queue_get_no_plan_before_they_train(
     bare: BareCluster, home: str, audited: OperatorProcess
 ) -> None:
-    client = bare.plane.client
-    client.post(core_path("configmaps", home), profile_config_map())
     queued = perseus_job("queued")
     queued["metadata"]["labels"] = {names.QUEUE_LABELS[0]: "team"}
-    for job in (perseus_job("suspended", suspend=True), queued):
-        leave_a_frontier(bare, home, job["metadata"]["name"])
-        client.post(job_path(home), job)
+    create(bare, home, perseus_job("suspended", suspend=True), queued)
     log = AuditLog(bare.plane.audit_log)
     audited.start()
     eventually("one is told of", lambda: is_told(bare, home, "suspended"))

@@ -56,21 +56,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     """A control plane with the controller, and the operator."""
     folder = tmp_path_factory.mktemp("pytorch")
     collector = ["garbage-collector-controller"]
-    with running(folder, controllers=collector) as plane, pytorch_job_controller(plane), running_pods(plane):
-        operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port())
-        operator.start()
-        try:
-            yield BareCluster(plane)
-        finally:
-            operator.kill()
+    with (
+        running(folder, controllers=collector) as plane,
+        pytorch_job_controller(plane),
+        running_pods(plane),
+        OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port()),
+    ):
+        yield BareCluster(plane)
 
 
 @pytest.fixture
 def life(cluster: BareCluster) -> Iterator[Life]:
     """A namespace of the test's own."""
-    name = cluster.make_namespace("team")
-    yield Life(cluster, name)
-    cluster.free_jobs(name)
+    with cluster.own_namespace() as name:
+        yield Life(cluster, name)
 
 
 def test_a_pytorch_job_is_followed_through_suspension_restart_and_end(cluster: BareCluster, life: Life) -> None:

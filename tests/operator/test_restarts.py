@@ -41,18 +41,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
 @pytest.fixture
 def operator(cluster: BareCluster) -> Iterator[OperatorProcess]:
     """The operator, without a Prometheus: there is no report to wait for."""
-    process = OperatorProcess(cluster.plane.kubeconfig, cluster.folder / "operator.log", free_port())
-    process.start()
-    yield process
-    process.kill()
+    with OperatorProcess(cluster.plane.kubeconfig, cluster.folder / "operator.log", free_port()) as process:
+        yield process
 
 
 @pytest.fixture
 def home(cluster: BareCluster) -> Iterator[str]:
     """A namespace of the test's own."""
-    name = cluster.make_namespace("team")
-    yield name
-    cluster.free_jobs(name)
+    with cluster.own_namespace() as name:
+        yield name
 
 
 def test_training_that_has_ended_does_not_begin_again_when_its_time_to_live_is_over(

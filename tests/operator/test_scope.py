@@ -102,12 +102,9 @@ def confined(bare: BareCluster, home: str) -> Iterator[OperatorProcess]:
     rights.install(bare.plane, documents)
     token = bare.plane.account_token(SYSTEM, ACCOUNT)
     kubeconfig = bare.plane.write_kubeconfig(bare.folder / "confined", token=token, user="operator")
-    process = OperatorProcess(
-        kubeconfig, bare.folder / "confined.log", free_port(), PERSEUS_WATCH_NAMESPACES=",".join(served)
-    )
-    process.start()
-    yield process
-    process.kill()
+    log, watched = bare.folder / "confined.log", ",".join(served)
+    with OperatorProcess(kubeconfig, log, free_port(), PERSEUS_WATCH_NAMESPACES=watched) as process:
+        yield process
     for document in documents:
         namespace = document["metadata"]["namespace"]
         bare.kubectl("delete", document["kind"], document["metadata"]["name"], "-n", namespace)

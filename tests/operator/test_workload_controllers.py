@@ -94,20 +94,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     with running(folder, controllers=controllers) as plane, workload_controllers(plane), running_pods(plane):
         for restarts in (0, 1):
             plane.kubectl("create", "-f", "-", input_text=json.dumps(runtime(restarts)))
-        operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port())
-        operator.start()
-        try:
+        with OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port()):
             yield BareCluster(plane)
-        finally:
-            operator.kill()
 
 
 @pytest.fixture
 def home(cluster: BareCluster) -> Iterator[str]:
     """A namespace of the test's own."""
-    name = cluster.make_namespace("team")
-    yield name
-    cluster.free_jobs(name)
+    with cluster.own_namespace() as name:
+        yield name
 
 
 @pytest.mark.parametrize("kind", [JOB_SET, TRAIN_JOB], ids=lambda kind: kind.name)

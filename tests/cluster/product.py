@@ -18,6 +18,7 @@ from testbed.installation import SYSTEM_NAMESPACE, Installation
 from testbed.observation import Sample
 
 NAMESPACE = "default"
+RELEASED_WITHIN_SECONDS = 5.0  # of the death of whoever held a lock
 PROFILE_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "profiles" / "gpt3-175b-a100-sxm"
 
 

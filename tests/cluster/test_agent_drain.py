@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from perseus_simulator.node import SimulatedNode
-from product import Training, pod_of, processes_of_pod, restarts, wait_until
+from product import RELEASED_WITHIN_SECONDS, Training, pod_of, processes_of_pod, restarts, wait_until
 
 from testbed.installation import Installation
 from testbed.site import NODE_NAME
 
 pytestmark = pytest.mark.cluster
-RELEASED_WITHIN_SECONDS = 5.0
 DRAINED_WITHIN_SECONDS = 120.0
 
 

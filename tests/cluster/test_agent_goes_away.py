@@ -6,12 +6,11 @@ import time
 
 import pytest
 from perseus_simulator.node import SimulatedNode
-from product import NAMESPACE, Training, processes_of_pod, wait_until
+from product import NAMESPACE, RELEASED_WITHIN_SECONDS, Training, processes_of_pod, wait_until
 
 from testbed.installation import SYSTEM_NAMESPACE, Installation
 
 pytestmark = pytest.mark.cluster
-RELEASED_WITHIN_SECONDS = 5.0
 
 
 def test_a_daemonset_that_is_removed_leaves_no_lock(

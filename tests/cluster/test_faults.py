@@ -9,6 +9,7 @@ import pytest
 from perseus_simulator.node import SimulatedNode
 from product import (
     NAMESPACE,
+    RELEASED_WITHIN_SECONDS,
     Training,
     children_of,
     conditions_of,
@@ -22,7 +23,6 @@ from product import (
 from testbed.installation import Installation
 
 pytestmark = pytest.mark.cluster
-RELEASED_WITHIN_SECONDS = 5.0
 
 
 def test_a_killed_trainer_gives_its_lock_back_and_training_comes_back_planned(

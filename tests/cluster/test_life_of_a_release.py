@@ -20,6 +20,7 @@ from perseus_api import names
 from perseus_simulator.node import ClockCall, SimulatedNode
 from product import (
     NAMESPACE,
+    RELEASED_WITHIN_SECONDS,
     Training,
     children_of,
     clock_calls_of,
@@ -38,7 +39,6 @@ from testbed.site import Site
 
 pytestmark = pytest.mark.cluster
 COMPONENTS = ("operator", "agent", "simulator")
-RELEASED_WITHIN_SECONDS = 5.0
 LOCKED_AGAIN_WITHIN_SECONDS = 30.0
 
 

@@ -14,6 +14,7 @@ from perseus_api import names
 from perseus_simulator.node import SimulatedGpu, SimulatedNode
 from product import (
     NAMESPACE,
+    RELEASED_WITHIN_SECONDS,
     Training,
     children_of,
     clock_calls_of,
@@ -28,7 +29,6 @@ from product import (
 from testbed.installation import Installation
 
 pytestmark = pytest.mark.cluster
-RELEASED_WITHIN_SECONDS = 5.0
 FOREIGN_LOCK = (705, 705)
 STRANGERS = {"unlabelled": 1, "locked": 2}  # GPUs by name
 

@@ -7,7 +7,7 @@ an out-of-memory score, no right to touch the host's connection tracking.
 
 import json
 
-from testbed import certificates, network
+from testbed import certificates, network, nvidia_runtime
 from testbed.binaries import Binaries
 from testbed.service import Service
 from testbed.site import CLUSTER_DOMAIN, NODE_NAME, Site
@@ -40,6 +40,15 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.tracing.processor
       runtime_type = "io.containerd.runc.v2"
 
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        SystemdCgroup = false
+        Root = "{data}/runc"
+
+      # What NVIDIA's container toolkit adds, for pods with its RuntimeClass.
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia.options]
+        BinaryName = "{nvidia}"
         SystemdCgroup = false
         Root = "{data}/runc"
 
@@ -121,6 +130,7 @@ def write_configuration(site: Site) -> None:
             pause=PAUSE_IMAGE,
             plugins=_PLUGIN_FOLDER,
             cni=networks,
+            nvidia=nvidia_runtime.write(site.configuration("nvidia-container-runtime")),
         )
     )
     site.configuration("kubelet.json").write_text(json.dumps(_kubelet(site), indent=1))

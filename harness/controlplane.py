@@ -229,6 +229,8 @@ class ControlPlane:
             "--service-account-issuer=https://bare", f"--service-account-key-file={account}",
             f"--service-account-signing-key-file={account}", "--service-cluster-ip-range=10.97.0.0/16",
             "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
+            # Off in most clusters, on in some: whoever blocks an owner's deletion needs a right on the owner.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             f"--audit-policy-file={self.folder / 'audit-policy.json'}", f"--audit-log-path={self.audit_log}",
             # Buckets of requests are for clusters of many tenants; here they would be what is measured.
             "--max-requests-inflight=800", "--max-mutating-requests-inflight=400",

@@ -53,34 +53,9 @@ class Right:
         return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}{where}"
 
 
-# Rights that are needed and never show here, and why.
-_UNSEEN = {
-    (
-        "perseus.energy",
-        "perseusjobs/finalizers",
-    ): "asked for by an admission plugin, where it is on",
-    ("apps", "statefulsets"): "looked at for spec.workloadRef",
-    ("jobset.x-k8s.io", "jobsets"): "looked at for spec.workloadRef, where the cluster has the kind",
-    ("trainer.kubeflow.org", "trainjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
-    ("kubeflow.org", "pytorchjobs"): "looked at for spec.workloadRef, where the cluster has the kind",
-}
 SERVED = "served"
-# What other scenarios show, and where the right stands: in the cluster, in the operator's namespace, in those served.
-_SEEN_ELSEWHERE = {
-    ("batch", "jobs", "delete", ""): "test_profiling.py: the Job of profiling pods goes when the profile is there",
-    ("batch", "jobs", "delete", SERVED): "the same",
-    ("", "pods", "list", SYSTEM): "test_profiling.py: the agents of a job's nodes are asked what they measured",
-}
-
-
-def unseen(rights: set[Right]) -> set[Right]:
-    """Return those rights that this control plane, or this scenario, cannot show in use."""
-    return {
-        each
-        for each in rights
-        if (each.group, each.resource) in _UNSEEN
-        or (each.group, each.resource, each.verb, each.namespace) in _SEEN_ELSEWHERE
-    }
+# An admission plugin asks whether the user has it: no request, so the audit log does not tell.
+FINALIZERS = "perseusjobs/finalizers"
 
 
 def rendered(helm: Path | None = None, watched: Sequence[str] = ()) -> list[dict[str, Any]]:

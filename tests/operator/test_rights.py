@@ -1,8 +1,9 @@
 """Each program's rights: what the chart grants is what it uses, neither more nor less, by the API server's audit log.
 
-The operator lives a job's whole life, sees an optimisation fail, and finds an orphan; the agent watches; the
-optimisation pod fills its ConfigMap; the uninstall hook takes everything back. Once with the whole cluster's jobs to
-serve, and once with those of three namespaces and of no other. The tables are printed (`pytest -s`).
+The operator lives a job's whole life, has another one measured on pods of its own, looks at workloads of other
+projects' kinds, sees an optimisation fail, and finds an orphan; the agent watches; the optimisation pod fills its
+ConfigMap; the uninstall hook takes everything back. Once with the whole cluster's jobs to serve, and once with those
+of three namespaces and of no other. The tables are printed (`pytest -s`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ from perseus_operator.profiles import profile_checksum
 
 from harness import rights, scenario
 from harness.audit import AuditLog
+from harness.client import Client, Refused
 from harness.controlplane import SYSTEM
 from harness.objects import HEADER, batch_path, core_path, csv_of, job_path, perseus_job, profile_config_map
 from harness.rights import Right
 from harness.scenario import FORWARD_SECONDS, Life, Stage
+from testbed.execution import wait_until
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bare import BareCluster, eventually
+from kinds import KINDS
+from measured import Agents
 
 pytestmark = pytest.mark.cluster
 ACCOUNTS = {"operator": "perseus-operator", "agent": "perseus-agent", "uninstall": "perseus-uninstall"}
@@ -84,6 +92,8 @@ def lived(
         _fail_an_optimisation(stage)
         _leave_a_job(stage)
         _damage_a_frontier(stage)
+        _refer_to_workloads(stage)
+        _measure_on_pods(stage)
         if watched:
             _find_a_finalizer(stage)
         _place_a_pod(stage)
@@ -116,12 +126,38 @@ def test_a_program_uses_every_right_that_it_has_and_has_every_right_that_it_uses
     granted = rights.granted(chart, account)
     log = AuditLog(lived.plane.audit_log, whole=True)
     user = f"system:serviceaccount:{SYSTEM}:{account}"
-    had = rights.folded(granted, watched)
+    had = rights.folded({each for each in granted if each.resource != rights.FINALIZERS}, watched)
     used = rights.folded(rights.used(log.uses(user), granted), watched)
     print("\n" + "\n".join(rights.table(account, had, used)))
     assert log.refusals(user) == []
     assert sorted(map(str, used - had)) == [], "used, not granted"
-    assert sorted(map(str, had - used - rights.unseen(had))) == [], "granted, not used"
+    assert sorted(map(str, had - used)) == [], "granted, not used"
+
+
+def test_the_right_that_no_request_shows_is_asked_for_by_an_admission_plugin(
+    lived: Stage, chart: list[dict[str, Any]]
+) -> None:
+    """Whoever makes a child that blocks its owner's deletion must be allowed to touch the owner's finalizers."""
+    service = lived.client.get(core_path("services", "left", "train"))
+    assert service is not None
+    owners = service["metadata"]["ownerReferences"]
+    child = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "child", "ownerReferences": owners}}
+    token = lived.plane.account_token(SYSTEM, ACCOUNTS["operator"])
+    operator = Client(lived.plane.url, token, lived.plane.certificate)
+
+    def answer() -> int:
+        try:
+            operator.call("POST", core_path("configmaps", "left"), child, {"dryRun": "All"})
+        except Refused as refusal:
+            return refusal.status
+        return 0
+
+    assert answer() == 0
+    try:
+        rights.install(lived.plane, [_without_finalizers(each) for each in chart if "rules" in each])
+        wait_until("it is refused without that right", lambda: answer() == 403, timeout_seconds=10)
+    finally:
+        rights.install(lived.plane, chart)
 
 
 def test_a_job_is_served_where_the_chart_says_and_left_alone_elsewhere(lived: Stage, watched: tuple[str, ...]) -> None:
@@ -206,6 +242,47 @@ def _damage_a_frontier(stage: Stage) -> None:
     damaged = stage.client.merge(path, {"binaryData": {names.FRONTIER_KEY: "AAAA"}})["metadata"]["uid"]
     life = Life(stage, "left")
     life.wait("another frontier", lambda: _uid(stage.client.get(path)) not in ("", damaged))
+
+
+def _refer_to_workloads(stage: Stage) -> None:
+    """The operator looks for a workload of each kind that it serves and did not make."""
+    cluster = BareCluster(stage.plane)
+    for kind in KINDS:
+        if kind.module:
+            cluster.kubectl("apply", "--server-side", "-f", str(kind.crd_file()))
+            eventually("the kind is served", lambda kind=kind: cluster.serves(kind.api_version, kind.plural))  # type: ignore[misc]
+        name = f"refers-{kind.name.lower()}"
+        job = perseus_job(name, workloadRef={"kind": kind.name, "name": "big"})
+        del job["spec"]["template"]
+        cluster.apply("left", job)
+        eventually(f"{kind.name} was looked for", lambda name=name: _reason(stage, name) == "WorkloadMissing")  # type: ignore[misc]
+
+
+def _measure_on_pods(stage: Stage) -> None:
+    """The operator asks agents what they measured, and takes the profiling pods' Job away."""
+    cluster = BareCluster(stage.plane)
+    job = perseus_job("measured", accounting={"baselineIterations": 3}, profiling={"mode": "Pods"})
+    cluster.apply("left", job)
+    agents = Agents(cluster, "left", "measured")
+    try:
+        eventually("the profiling Job", lambda: cluster.find("job", "left", "measured-profiling"))
+        agents.train(pipelines=1, component="profiler")
+        profile = names.profile_config_map_name("measured")
+        eventually("the profile", lambda: cluster.find("configmap", "left", profile), 90)
+        eventually("the training Job", lambda: cluster.find("job", "left", "measured"))
+    finally:
+        agents.stop()
+
+
+def _reason(stage: Stage, name: str) -> str:
+    status = (stage.client.get(job_path("left", name)) or {}).get("status") or {}
+    found = {each["type"]: str(each["reason"]) for each in status.get("conditions", [])}
+    return found.get("WorkloadReady", "")
+
+
+def _without_finalizers(role: dict[str, Any]) -> dict[str, Any]:
+    """The role without the right that is meant, and all else as it is."""
+    return {**role, "rules": [each for each in role["rules"] if each["resources"] != [rights.FINALIZERS]]}
 
 
 def _place_a_pod(stage: Stage) -> None:

@@ -117,9 +117,10 @@ class BareCluster:
         found = self.find("perseusjob", namespace, job) or {}
         return {each["type"]: each for each in (found.get("status") or {}).get("conditions", [])}
 
-    def optimise(self, namespace: str, job: str) -> None:
-        """Do what the optimisation pod does: fill the frontier ConfigMap."""
-        patch = json.dumps({"binaryData": frontier_data()})
+    def optimise(self, namespace: str, job: str, made: Frontier | None = None) -> None:
+        """Do what the optimisation pod does: fill the frontier ConfigMap (by default, of the usual profile)."""
+        data = {names.FRONTIER_KEY: base64.b64encode(made.encode()).decode()} if made else frontier_data()
+        patch = json.dumps({"binaryData": data})
         self.kubectl("patch", "configmap", f"{job}-frontier", "-n", namespace, "--type=merge", "-p", patch)
 
 

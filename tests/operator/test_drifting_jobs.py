@@ -5,7 +5,6 @@ What trains exists as metrics (`training`), what is measured anew comes from age
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from collections.abc import Callable
@@ -76,8 +75,7 @@ def optimise(bare: BareCluster, home: str, name: str) -> None:
     """Play the optimisation pod for the profile that was measured."""
     profile, checksum = own_profile(bare, home, name) or pytest.fail("there is no profile")
     made = frontier(profile, Pipeline(2, 4), plans=10, profile_checksum=checksum)
-    patch = json.dumps({"binaryData": {names.FRONTIER_KEY: base64.b64encode(made.encode()).decode()}})
-    bare.kubectl("patch", "configmap", f"{name}-frontier", "-n", home, "--type=merge", "-p", patch)
+    bare.optimise(home, name, made)
 
 
 def profile_status(bare: BareCluster, home: str, name: str) -> dict[str, Any]:

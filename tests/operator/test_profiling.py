@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,8 +50,7 @@ def optimise(bare: BareCluster, namespace: str, job: str = "train") -> None:
     data = (bare.find("configmap", namespace, names.profile_config_map_name(job)) or {})["data"]
     texts = data["profile.csv"], data["header.json"]
     made = frontier(parse_profile(*texts), Pipeline(2, 4), plans=10, profile_checksum=profile_checksum(*texts))
-    patch = json.dumps({"binaryData": {names.FRONTIER_KEY: base64.b64encode(made.encode()).decode()}})
-    bare.kubectl("patch", "configmap", f"{job}-frontier", "-n", namespace, "--type=merge", "-p", patch)
+    bare.optimise(namespace, job, made)
 
 
 def reason(bare: BareCluster, namespace: str, job: str = "train") -> str:

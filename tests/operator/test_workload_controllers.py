@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 from perseus_api import names
+from perseus_api.profile import parse_profile
+from perseus_operator.profiles import profile_checksum
+from perseus_planner import Pipeline, frontier
 
 from harness.client import Document
-from harness.controlplane import free_port, running
+from harness.controlplane import ROOT, free_port, running
 from harness.objects import core_path, perseus_job, profile_config_map
 from harness.workload_controllers import workload_controllers
 
@@ -152,6 +155,22 @@ def test_a_workload_that_fails_for_good_says_so_in_its_controllers_words(
     (failed,) = (each for each in life.workload()["status"]["conditions"] if each["type"] == "Failed")
     message = cluster.conditions(home, "doomed")["WorkloadReady"]["message"]
     assert message == f"{kind.name} doomed: {failed['message']}"
+
+
+def test_the_example_is_brought_to_its_plan(cluster: BareCluster, home: str) -> None:
+    cluster.kubectl("apply", "-n", home, "-k", str(ROOT / "examples" / "jobset"))
+    life = Life(cluster, home, JOB_SET, "gpt")
+    life.wait_for("PodsRunning")
+    config_map = cluster.find("configmap", home, "gpt3-175b-a100-sxm")
+    assert config_map is not None
+    texts = config_map["data"][names.PROFILE_CSV_KEY], config_map["data"][names.PROFILE_HEADER_KEY]
+    made = frontier(parse_profile(*texts), Pipeline(8, 12), plans=4, profile_checksum=profile_checksum(*texts))
+    life.wait("the frontier's ConfigMap", lambda: cluster.find("configmap", home, "gpt-frontier"))
+    cluster.optimise(home, "gpt", made)
+    life.wait("the plan", lambda: cluster.plan(home, "gpt"))
+    plan = cluster.plan(home, "gpt")
+    assert plan is not None
+    assert (len(plan.pipelines), len(plan.order)) == (2, 8)
 
 
 @dataclass(frozen=True)

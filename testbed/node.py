@@ -98,7 +98,6 @@ def services(site: Site, binaries: Binaries) -> list[Service]:
             f"--cert-dir={site.kubelet_root}/pki",
             f"--hostname-override={NODE_NAME}",
             f"--node-ip={site.node_address}",
-            "--node-labels=nvidia.com/gpu.present=true",
         ),
         f"http://{site.node_address}:10248/healthz",
         environment,

@@ -297,6 +297,19 @@ def test_both_agent_containers_share_the_journal(rendered: list[Document]) -> No
     assert journal == [each for each in watchdog["volumeMounts"] if each["mountPath"] == names.JOURNAL_FOLDER]
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_agents_go_where_simulated_gpus_are_or_where_discovery_found_real_ones(simulated: bool) -> None:
+    parts = pods(render(f"simulator.enabled={str(simulated).lower()}"))
+    spec = parts["DaemonSet/perseus-agent"]["spec"]
+    if simulated:
+        own = parts["DaemonSet/perseus-simulator"]["spec"]
+        assert spec["nodeSelector"] == own["nodeSelector"] == {"kubernetes.io/os": "linux"}
+        assert "tolerations" not in spec
+    else:
+        assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+        assert [each["key"] for each in spec["tolerations"]] == ["nvidia.com/gpu"]
+
+
 def test_without_simulated_gpus_nothing_of_the_simulator_is_left() -> None:
     assert "simulator" not in yaml.safe_dump_all(render()).lower().replace("perseus_simulator", "")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perseus_api import names
 from perseus_simulator.node import SimulatedGpu
@@ -29,25 +30,26 @@ class Training:
     installation: Installation
     name: str
     stages: int = 8
+    namespace: str = NAMESPACE
 
     def apply(self, **spec: object) -> None:
         """Apply the job and its profile."""
         documents = [profile_config_map(f"{self.name}-profile"), perseus_job(self.name, self.installation.tag, **spec)]
         for document in documents:
-            self.installation.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=json.dumps(document))
+            self.installation.kubectl("apply", "-n", self.namespace, "-f", "-", input_text=json.dumps(document))
 
     def delete(self) -> None:
         """Delete the job and its profile, and wait until its objects are gone."""
         self.installation.kubectl(
-            "delete", "perseusjob", self.name, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s"
+            "delete", "perseusjob", self.name, "-n", self.namespace, "--ignore-not-found", "--timeout=60s"
         )
         self.installation.kubectl(
-            "delete", "configmap", f"{self.name}-profile", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s"
+            "delete", "configmap", f"{self.name}-profile", "-n", self.namespace, "--ignore-not-found", "--timeout=60s"
         )
 
     def sample(self) -> Sample:
         """Read every metrics page once."""
-        return self.installation.read_sample(NAMESPACE, self.name)
+        return self.installation.read_sample(self.namespace, self.name)
 
     def wait_for_plan(self, generation: int = 1, timeout_seconds: float = 120.0) -> Sample:
         """Wait until every rank runs at least this generation of the plan."""
@@ -77,7 +79,7 @@ class Training:
         """The training pods as the API shows them."""
         found = json.loads(
             self.installation.kubectl(
-                "get", "pods", "-n", NAMESPACE, "-o", "json",
+                "get", "pods", "-n", self.namespace, "-o", "json",
                 "-l", f"{names.LABEL_JOB}={self.name},{names.LABEL_COMPLETION_INDEX}",
             )
         )  # fmt: skip
@@ -175,10 +177,16 @@ def pod_of(installation: Installation, component: str) -> dict[str, dict[str, ob
     return pod
 
 
-def conditions_of(installation: Installation, name: str) -> dict[str, dict[str, str]]:
+def status_of(installation: Installation, name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
+    """A PerseusJob's status."""
+    job = json.loads(installation.kubectl("get", "perseusjob", name, "-n", namespace, "-o", "json"))
+    status: dict[str, Any] = job.get("status", {})
+    return status
+
+
+def conditions_of(installation: Installation, name: str, namespace: str = NAMESPACE) -> dict[str, dict[str, str]]:
     """A PerseusJob's conditions by type."""
-    job = json.loads(installation.kubectl("get", "perseusjob", name, "-n", NAMESPACE, "-o", "json"))
-    return {each["type"]: each for each in job.get("status", {}).get("conditions", [])}
+    return {each["type"]: each for each in status_of(installation, name, namespace).get("conditions", [])}
 
 
 def children_of(installation: Installation, name: str) -> dict[str, str]:

@@ -22,6 +22,8 @@ JOBSET = "0.10.1"
 TRAINER = "2.1.0"
 # The last that runs PyTorchJobs; it needs older Kubernetes libraries than those two.
 TRAINING_OPERATOR = "1.9.0"
+# Only for the CRDs of PodMonitor and PrometheusRule; nothing of it is built.
+PROMETHEUS_OPERATOR = "0.85.0"
 
 # The image of the Pods' own programs: Debian's release name, whose Python fulfils the project's minimum.
 DEBIAN_RELEASE = "bookworm"

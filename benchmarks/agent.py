@@ -32,7 +32,7 @@ from perseus_simulator.testing import example_profile
 from perseus_trainer import Session, connect
 from perseus_trainer.environment import Rank
 
-from benchmarks.agent_edge import JOB, NAMESPACE, Agent, Reader, cpu_seconds, resident_megabytes
+from benchmarks.agent_edge import JOB, NAMESPACE, Agent, Reader, cpu_seconds, resident_megabytes, shipped_python
 from benchmarks.zeusd import Zeusd
 from tests.agent.agent_process import eventually
 
@@ -94,6 +94,8 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
                     side.forget()
             agent.scrape()
         mine, shipped, silent, bare = (side.times for side in sides)
+        if not mine.count:
+            raise RuntimeError("no boundary reached the device: the agent follows no plan")
         return {
             "call_p50_seconds": mine.calls(0.5),
             "call_p99_seconds": mine.calls(0.99),
@@ -116,6 +118,7 @@ def measure(folder: Path, turns: int, seed: int) -> dict[str, float | int | str]
             "silent_zeusd_cpu_percent": sides[2].cpu_percent(turns),
             "ratio_to_silent_zeusd_p50": round(mine.calls(0.5) / silent.calls(0.5), 3),
             "ratio_to_silent_zeusd_p99": round(mine.calls(0.99) / silent.calls(0.99), 3),
+            "python": Path(shipped_python()).name,
             "scheduler": SCHEDULERS.get(os.sched_getscheduler(0), "other"),
             "load_average": round(os.getloadavg()[0], 1),
             "seed": seed,

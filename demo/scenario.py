@@ -247,7 +247,7 @@ class _Story:
         gpu = before.ranks[HOT_PIPELINE, HOT_STAGE].gpu
         self.narrator.heading(f"Straggler: {gpu} (pipeline {HOT_PIPELINE}, stage {HOT_STAGE}) gets hot")
         cause_seconds = time.time()
-        self.installation.heat(gpu, HOT_SLOWDOWN)
+        self.installation.heat(HOT_SLOWDOWN, gpu)
         limit = before.pipeline_seconds[HOT_PIPELINE] * SLOW_RATIO
         reaction = self._reaction("hot GPU", "slow", before, cause_seconds, lambda seconds: seconds > limit)
         # A plan for the half-slow iteration is followed by the whole answer once the dwell time is over, not before.

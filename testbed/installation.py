@@ -136,13 +136,13 @@ class Installation:
             self.forget_addresses()
             raise
 
-    def heat(self, gpu: str, slowdown: float) -> None:
-        """Slow a simulated GPU down by a factor, as heat does."""
-        self._simulator("inject", gpu, "--slowdown", str(slowdown))
+    def heat(self, slowdown: float, *gpus: str) -> None:
+        """Slow simulated GPUs down by a factor, as heat does, all at once."""
+        self._simulator("inject", *gpus, "--slowdown", str(slowdown))
 
-    def cool(self, gpu: str) -> None:
-        """Take every fault from a simulated GPU."""
-        self._simulator("clear", gpu)
+    def cool(self, *gpus: str) -> None:
+        """Take every fault from simulated GPUs, from all at once."""
+        self._simulator("clear", *gpus)
 
     def cool_all(self) -> None:
         """Take every fault from every simulated GPU."""

@@ -70,9 +70,9 @@ def read_sample(agent_urls: Iterable[str], operator_url: str | None, namespace: 
     """
     sample = Sample(time_seconds=time.time())
     for url in agent_urls:
-        _read_agent(_fetch(url), namespace, job, sample)
+        _read_agent(fetch_page(url), namespace, job, sample)
     if operator_url is not None:
-        for family in text_string_to_metric_families(_fetch(operator_url)):
+        for family in text_string_to_metric_families(fetch_page(operator_url)):
             for series in family.samples:
                 if series.name == "perseus_job_plan_generation" and series.labels.get("job") == job:
                     sample.operator_generation = int(series.value)
@@ -100,7 +100,8 @@ def _read_agent(page: str, namespace: str, job: str, sample: Sample) -> None:
                 setattr(entry, _RANK_SERIES[series.name], series.value)
 
 
-def _fetch(url: str) -> str:
+def fetch_page(url: str) -> str:
+    """Return a page of one of our own pods or servers, 8 MiB of it at most."""
     with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - addresses of our own pods
         body: bytes = response.read(8 * 1024 * 1024)
     return body.decode()

@@ -2,7 +2,8 @@
 
 Simulated GPT-3 175B, 8 stages x 2 and x 4 pipelines, Prometheus scraping every 5 s. All GPUs of one pipeline get slower
 by a ratio, and well again, time after time. Times are from the end of the first iteration that shows the change (when
-the agent's metric first has it) until every rank's agent holds the plan for it, read from the agents' own pages.
+the agent's metric first has it) until every rank's agent holds the plan for it, read from the agents' own pages. What
+of it is the wait for Prometheus's next scrape is read from Prometheus: the rest is ours.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import base64
 import json
 import time
+import urllib.parse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from perseus_api import names
@@ -23,13 +24,14 @@ from perseus_planner import plan_for_deadline
 
 from demo.figures import iteration_begins, measure_phase, savings_percent, stretched_baseline_joules
 from testbed.installation import SYSTEM_NAMESPACE, Installation, install
-from testbed.observation import Recorder, Sample
+from testbed.observation import Recorder, Sample, fetch_page
 
 JOB, NAMESPACE, SLOW, STAGES = "gpt3-175b", "default", 1, 8
 RATIOS = (1.2, 1.05, 1.5, 1.1)
 ENTER, LEAVE = 1.03, 1.02
 MEASURED_ITERATIONS = 4
 QUIET_SECONDS = 8.0
+RECORDED_EVERY_SECONDS = 0.2
 
 
 def measure_cluster(pipelines: int, events: int) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def measure_cluster(pipelines: int, events: int) -> dict[str, Any]:
     installation.install_chart(gpus=STAGES * pipelines)
     _let_agents_see_new_gpus(installation)
     installation.cool_all()
-    with Recorder(lambda: installation.read_sample(NAMESPACE, JOB)) as recorder:
+    with Recorder(lambda: installation.read_sample(NAMESPACE, JOB), RECORDED_EVERY_SECONDS) as recorder:
         documents = installation.kubectl("kustomize", str(installation.overlay(GIVEN_EXAMPLE)))
         installation.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=_changed(documents, pipelines))
         try:
@@ -71,14 +73,22 @@ def _changed(documents: str, pipelines: int) -> str:
     return yaml.safe_dump_all(found)
 
 
+class _Reaction(NamedTuple):
+    """Seconds from the end of the iteration that shows a change: to its scrape, to the plan, to the last agent."""
+
+    scraped: float
+    planned: float
+    accepted: float
+
+
 class _Events:
     def __init__(self, installation: Installation, recorder: Recorder, pipelines: int) -> None:
         self._pipelines = pipelines
         self._healthy = [index for index in range(pipelines) if index != SLOW]
         self._installation = installation
         self._recorder = recorder
-        self._answers: list[float] = []
-        self._recoveries: list[float] = []
+        self._answers: list[_Reaction] = []
+        self._recoveries: list[_Reaction] = []
         self._savings: dict[str, dict[str, Any]] = {}
 
     def run(self, events: int) -> dict[str, Any]:
@@ -90,32 +100,30 @@ class _Events:
         planned = self._recorder.samples[-1].pipeline_seconds[SLOW]
         for number in range(events):
             ratio = RATIOS[number % len(RATIOS)]
-            self._each(gpus, lambda gpu, ratio=ratio: self._installation.heat(gpu, ratio))  # type: ignore[misc]
+            self._installation.heat(ratio, *gpus)
             took = self._reaction(f"straggler {number}", lambda seconds: seconds > ENTER * planned, slow=True)
             self._answers.append(took)
             if number < len(RATIOS):
                 self._measure(ratio, baseline)
             else:
                 time.sleep(QUIET_SECONDS)
-            self._each(gpus, self._installation.cool)
+            self._installation.cool(*gpus)
             took = self._reaction(f"recovery {number}", lambda seconds: seconds < LEAVE * planned, slow=False)
             self._recoveries.append(took)
             time.sleep(QUIET_SECONDS)
-            print(f"event {number}: {ratio}: {self._answers[-1]:.2f} s, back {took:.2f} s", flush=True)
+            print(f"event {number}: {ratio}: {_told(self._answers[-1])}; back {_told(took)}", flush=True)
         return {
             "events": events,
-            "answer_seconds": self._answers,
-            "recovery_seconds": self._recoveries,
+            "answer_seconds": [each.accepted for each in self._answers],
+            "recovery_seconds": [each.accepted for each in self._recoveries],
+            "answers": [each._asdict() for each in self._answers],
+            "recoveries": [each._asdict() for each in self._recoveries],
             "savings": self._savings,
             "scrape_seconds": self._installation.scrape_interval_seconds,
         }
 
-    def _each(self, gpus: list[str], act: Callable[[str], None]) -> None:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(act, gpus))
-
-    def _reaction(self, what: str, shows: Callable[[float], bool], slow: bool) -> float:
-        """Return the seconds from the first iteration that shows a change until every rank's agent has its plan.
+    def _reaction(self, what: str, shows: Callable[[float], bool], slow: bool) -> _Reaction:
+        """Return how long it takes from the first iteration that shows a change until every rank's agent has its plan.
 
         The iteration in which the speed changed shows a part of the change. A straggler's part may be answered by a
         plan of its own; a recovery is answered by the plan without stragglers only.
@@ -128,7 +136,20 @@ class _Events:
         holds = self._all(lambda rank: rank.generation_accepted >= wanted)
         known = next((each for each in self._recorder.samples if holds(each)), None)
         accepted = known or self._recorder.wait_for(f"{what} is answered", holds, 60)
-        return max(0.0, accepted.time_seconds - shown.time_seconds)
+        planned = next(each for each in self._recorder.samples if each.operator_generation >= wanted)
+        moments = (self._scraped(shown, shows), planned.time_seconds, accepted.time_seconds)
+        return _Reaction(*(max(0.0, each - shown.time_seconds) for each in moments))
+
+    def _scraped(self, shown: Sample, shows: Callable[[float], bool]) -> float:
+        """Return when Prometheus read the first value that shows the change."""
+        series = f'perseus_pipeline_seconds{{namespace="{NAMESPACE}",job="{JOB}",pipeline="{SLOW}"}}[2m]'
+        query = urllib.parse.urlencode({"query": series})
+        answer = json.loads(fetch_page(f"{self._installation.prometheus_url}/api/v1/query?{query}"))
+        read = sorted(
+            (float(seconds), float(value)) for each in answer["data"]["result"] for seconds, value in each["values"]
+        )
+        tolerance = 2 * RECORDED_EVERY_SECONDS  # the recorder may have come a little after Prometheus
+        return next(seconds for seconds, value in read if seconds > shown.time_seconds - tolerance and shows(value))
 
     def _generation_without_stragglers(self, what: str, timeout_seconds: float = 60.0) -> int:
         deadline = time.monotonic() + timeout_seconds
@@ -191,3 +212,7 @@ class _Events:
     def _all(self, condition: Callable[[Any], bool]) -> Callable[[Sample], bool]:
         ranks = self._pipelines * STAGES
         return lambda sample: len(sample.ranks) == ranks and all(condition(rank) for rank in sample.ranks.values())
+
+
+def _told(reaction: _Reaction) -> str:
+    return f"{reaction.accepted:.2f} s (scrape {reaction.scraped:.2f}, plan {reaction.planned:.2f})"

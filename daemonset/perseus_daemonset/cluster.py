@@ -10,15 +10,17 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from kubernetes import client, config
 from perseus_api import names
 
-from perseus_daemonset.mirror import Item, Mirror, brief, listing
+from perseus_daemonset.api_server import LIST_SECONDS, ApiServer, Item
+from perseus_daemonset.mirror import Mirror, brief
 from perseus_daemonset.plans import JobKey, PlanStore
 from perseus_daemonset.pods import Pod, PodTable
 from perseus_daemonset.slices import SlicesUnavailable
@@ -35,7 +37,7 @@ class ClusterWatch:
         self._namespace = operator_namespace
         self._pods = pods
         self._plans = plans
-        self._mirror = Mirror("pods", self._list_pods(), self._replace_pods, self._take_pod)
+        self._mirror = Mirror("pods", self._get_pods, self._replace_pods, self._take_pod)
         self._followed: dict[JobKey, Mirror] = {}
         self._is_ready = False
         self._guard = threading.Lock()
@@ -70,12 +72,12 @@ class ClusterWatch:
 
     def count_pods(self) -> int:
         """Return how many pods this node has; raises as the client does."""
-        return len(listing(self._list_pods())["items"])
+        return len(json.loads(self._get_pods().data)["items"])
 
     def count_plans(self) -> int:
         """Return how many plans there are; raises as the client does."""
         selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
-        return len(listing(self._list_plans(label_selector=selector))["items"])
+        return len(json.loads(self._get_plans(labelSelector=selector).data)["items"])
 
     def resource_slices(self) -> list[Item]:
         """Return this node's ResourceSlices; none where the cluster has no dynamic resource allocation.
@@ -83,12 +85,11 @@ class ClusterWatch:
         Raises:
             SlicesUnavailable: the API server does not answer.
         """
-        for api in (client.ResourceV1Api(), client.ResourceV1beta1Api()):
+        selector = f"spec.nodeName={self._node}"
+        for version in ("v1", "v1beta1"):
+            path = f"/apis/resource.k8s.io/{version}/resourceslices"
             try:
-                selector = f"spec.nodeName={self._node}"
-                found: list[Item] = listing(functools.partial(api.list_resource_slice, field_selector=selector))[
-                    "items"
-                ]
+                found: list[Item] = self._server.listing(path, fieldSelector=selector)["items"]
                 return found
             except client.ApiException as error:
                 if error.status != 404:
@@ -106,16 +107,15 @@ class ClusterWatch:
             mirror.stop()
 
     @functools.cached_property
-    def _core(self) -> Any:
+    def _server(self) -> ApiServer:
         # Made when credentials are known, and once: each client has connections of its own.
-        return client.CoreV1Api()
+        return ApiServer()
 
-    def _list_pods(self) -> Callable[..., Any]:
-        selector = f"spec.nodeName={self._node}"
-        return lambda **more: self._core.list_pod_for_all_namespaces(field_selector=selector, **more)
+    def _get_pods(self, timeout_seconds: float = LIST_SECONDS, **query: str) -> Any:
+        return self._server.get("/api/v1/pods", timeout_seconds, fieldSelector=f"spec.nodeName={self._node}", **query)
 
-    def _list_plans(self, **selectors: str) -> Callable[..., Any]:
-        return lambda **more: self._core.list_namespaced_config_map(self._namespace, **selectors, **more)
+    def _get_plans(self, timeout_seconds: float = LIST_SECONDS, **query: str) -> Any:
+        return self._server.get(f"/api/v1/namespaces/{self._namespace}/configmaps", timeout_seconds, **query)
 
     def _replace_pods(self, items: list[Item]) -> None:
         self._pods.replace([Pod.of(item) for item in items])
@@ -140,7 +140,7 @@ class ClusterWatch:
             name = names.plan_config_map_name(*key)
             mirror = Mirror(
                 f"the plan of {key[0]}/{key[1]}",
-                self._list_plans(field_selector=f"metadata.name={name}"),
+                functools.partial(self._get_plans, fieldSelector=f"metadata.name={name}"),
                 functools.partial(self._replace_plan, name),
                 self._take_plan,
             )

@@ -15,10 +15,10 @@ from typing import Any
 
 from kubernetes.watch.watch import iter_resp_lines
 
+from perseus_daemonset.api_server import LIST_SECONDS, Item
+
 WATCH_SECONDS = 300
 RETRY_SECONDS = 1.0
-_LIST_SECONDS = 30.0
-Item = dict[str, Any]
 logger = logging.getLogger("perseus.agent")
 
 
@@ -32,7 +32,7 @@ class Mirror:
     def __init__(
         self,
         what: str,
-        call: Callable[..., Any],
+        get: Callable[..., Any],
         replace: Callable[[list[Item]], None],
         take: Callable[[str, Item], None],
     ) -> None:
@@ -40,13 +40,13 @@ class Mirror:
 
         Args:
             what: is mirrored, for the log.
-            call: the client's list function with its selectors bound.
+            get: `perseus_daemonset.api_server.ApiServer.get` with the collection and its selectors bound.
             replace: takes a whole listing.
             take: takes the kind of an event (ADDED, MODIFIED, DELETED) and its object.
         """
         self.listed = threading.Event()
         self._what = what
-        self._call = call
+        self._get = get
         self._replace = replace
         self._take = take
         self._stopped = threading.Event()
@@ -75,18 +75,17 @@ class Mirror:
                     self._stopped.wait(RETRY_SECONDS)
 
     def _once(self) -> None:
-        listed = listing(self._call)
+        listed = json.loads(self._get().data)
         with self._guard:
             if self._stopped.is_set():
                 return
             self._replace(listed["items"])
         self.listed.set()
-        response = self._call(
-            watch=True,
-            resource_version=listed["metadata"]["resourceVersion"],
-            timeout_seconds=WATCH_SECONDS,
-            _preload_content=False,
-            _request_timeout=WATCH_SECONDS + _LIST_SECONDS,
+        response = self._get(
+            WATCH_SECONDS + LIST_SECONDS,
+            watch="true",
+            resourceVersion=listed["metadata"]["resourceVersion"],
+            timeoutSeconds=str(WATCH_SECONDS),
         )
         try:
             with self._guard:
@@ -103,12 +102,6 @@ class Mirror:
             with self._guard:
                 self._response = None
             response.close()
-
-
-def listing(call: Callable[..., Any]) -> Item:
-    """Return what a list function of the client answers, as it was sent; raises as the client does."""
-    listed: Item = json.loads(call(_preload_content=False, _request_timeout=_LIST_SECONDS).data)
-    return listed
 
 
 def brief(error: Exception) -> str:

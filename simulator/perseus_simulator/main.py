@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from perseus_api import names
@@ -71,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what each GPU is like now")
     status.set_defaults(run=_status)
 
-    inject = commands.add_parser("inject", help="hurt a GPU, replacing its faults")
-    inject.add_argument("gpu", help="its UUID")
+    inject = commands.add_parser("inject", help="hurt GPUs, all at once, replacing their faults")
+    inject.add_argument("gpus", nargs="+", metavar="gpu", help="its UUID")
     inject.add_argument("--slowdown", type=float, default=1.0, help="heat: instructions take this many times as long")
     inject.add_argument("--power-cap", type=float, default=0.0, metavar="WATTS", help="the clock is held down for it")
     inject.add_argument("--call-latency", type=float, default=0.0, metavar="SECONDS", help="of each NVML call")
@@ -80,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         inject.add_argument(f"--{fault}", action="store_true")
     inject.set_defaults(run=_inject)
 
-    clear = commands.add_parser("clear", help="take the faults of a GPU away")
+    clear = commands.add_parser("clear", help="take the faults of GPUs away")
     which = clear.add_mutually_exclusive_group(required=True)
-    which.add_argument("gpu", nargs="?", help="its UUID")
+    which.add_argument("gpus", nargs="*", metavar="gpu", default=[], help="its UUID")
     which.add_argument("--all", action="store_true", help="of every GPU")
     clear.set_defaults(run=_clear)
 
@@ -122,22 +123,23 @@ def _status(_: argparse.Namespace) -> int:
 
 def _inject(arguments: argparse.Namespace) -> int:
     with SimulatedNode.open(state_path()) as node:
-        node.gpu(arguments.gpu).inject(
-            slowdown=arguments.slowdown,
-            power_cap_watts=arguments.power_cap,
-            call_latency_seconds=arguments.call_latency,
-            lost=arguments.lost,
-            no_permission=arguments.no_permission,
-            not_supported=arguments.not_supported,
-            unknown=arguments.unknown,
-            mig=arguments.mig,
-        )
+        for gpu in [node.gpu(each) for each in arguments.gpus]:
+            gpu.inject(
+                slowdown=arguments.slowdown,
+                power_cap_watts=arguments.power_cap,
+                call_latency_seconds=arguments.call_latency,
+                lost=arguments.lost,
+                no_permission=arguments.no_permission,
+                not_supported=arguments.not_supported,
+                unknown=arguments.unknown,
+                mig=arguments.mig,
+            )
     return 0
 
 
 def _clear(arguments: argparse.Namespace) -> int:
     with SimulatedNode.open(state_path()) as node:
-        chosen: tuple[SimulatedGpu, ...] = node.gpus if arguments.all else (node.gpu(arguments.gpu),)
+        chosen: Sequence[SimulatedGpu] = node.gpus if arguments.all else [node.gpu(each) for each in arguments.gpus]
         for gpu in chosen:
             gpu.clear()
     return 0

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from perseus_simulator.node import SimulatedNode
 from perseus_simulator.testing import NodeFactory, simulator_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,20 +21,31 @@ def command(environment: dict[str, str], *arguments: str) -> subprocess.Complete
 
 
 def test_a_node_is_made_hurt_healed_and_looked_at(simulated_node: NodeFactory, tmp_path: Path) -> None:
-    environment = {**simulator_environment(simulated_node()), "PERSEUS_SIMULATOR_STATE": str(tmp_path / "new")}
+    state = tmp_path / "new"
+    environment = {**simulator_environment(simulated_node()), "PERSEUS_SIMULATOR_STATE": str(state)}
     made = command(environment, "create", "--gpus", "3", "--time-scale", "2")
     uuids = made.stdout.split()
     assert len(uuids) == 3, made.stderr
-    assert command(environment, "inject", uuids[1], "--slowdown", "1.2").returncode == 0
+    assert command(environment, "inject", *uuids[1:], "--slowdown", "1.2").returncode == 0
+    assert _slowdowns(state) == [1.0, 1.2, 1.2]
     assert json.loads(command(environment, "locks", "--json").stdout) == []
+    assert command(environment, "clear", uuids[2]).returncode == 0
+    assert _slowdowns(state) == [1.0, 1.2, 1.0]
     assert command(environment, "clear", "--all").returncode == 0
+    assert _slowdowns(state) == [1.0, 1.0, 1.0]
     assert len(command(environment, "status").stdout.splitlines()) == 3
+
+
+def _slowdowns(state: Path) -> list[float]:
+    with SimulatedNode.open(state) as node:
+        return [gpu.status().slowdown for gpu in node.gpus]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["inject", "GPU-none", "--slowdown", "2"], "GPU-none is not a GPU of this node"),
+        (["clear", "GPU-none"], "GPU-none is not a GPU of this node"),
         (["create", "--gpus", "65"], "from 1 to 64 GPUs"),
         (["train"], "PERSEUS_STAGES must be a whole number"),
     ],

@@ -49,5 +49,5 @@ class ApiServer:
 
     def listing(self, path: str, **query: str) -> Item:
         """Return a collection as it was sent; raises as `get` does."""
-        listed: Item = json.loads(self.get(path, **query).data)
+        listed: Item = json.loads(self.get(path, LIST_SECONDS, **query).data)
         return listed

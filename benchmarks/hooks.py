@@ -1,11 +1,13 @@
 """What an instruction's hook costs the training process: without an agent, with one that reads, and in real training.
 
 In real training (examples/torch-pipelining: four gloo processes, real torch, simulated devices at their real speed, an
-agent that reads) every boundary is timed where it is told, and the sum is put against the iterations' length.
+agent that reads) every boundary is timed where it is told, and the sum is put against the iterations' length. Bare
+sends of as many bytes take turns with them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,7 +26,7 @@ from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Verdict, Welcome
 from perseus_trainer.environment import Rank
 
 _EXAMPLE = Path(__file__).parents[1] / "examples" / "torch-pipelining" / "run.py"
-_ITERATIONS, _WARM_UP = 30, 5
+_ITERATIONS, _WARM_UP = 50, 3
 _BATCHES, _HOOKS = 9, 2000
 _RANK = Rank("team", "train", 0, 0, 0, "")
 
@@ -61,15 +63,16 @@ def _in_training(folder: Path, agent: Path) -> dict[str, object]:
     )
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     row: dict[str, object] = {"agent": "reading, in training"}
-    for kind, name in (("boundaries", "boundary"), ("computing", "boundary_computing")):
-        told = sorted(each for rank in ranks for iteration in rank[kind][_WARM_UP:] for each in iteration)
-        row["boundaries"] = len(told)
-        row[f"{name}_p50_microseconds"] = round(told[len(told) // 2] / 1000, 1)
-        row[f"{name}_p99_microseconds"] = round(told[len(told) * 99 // 100] / 1000, 1)
-        sums = [sum(each) for rank in ranks for each in rank[kind][_WARM_UP:]]
-        lengths = [each for rank in ranks for each in rank["iterations"][_WARM_UP:]]
-        row[f"{name}_share_of_iteration_percent"] = round(100 * sum(sums) / sum(lengths), 4)
-        row["iteration_seconds"] = round(statistics.median(lengths) / 1e9, 3)
+    for sender, name in (("hooks", "boundary"), ("bare", "bare_send")):
+        for kind, suffix in (("boundaries", ""), ("computing", "_computing")):
+            told = [iteration for rank in ranks for iteration in rank[sender][kind][_WARM_UP:]]
+            each = sorted(itertools.chain.from_iterable(told))
+            row[f"{name}{suffix}_p50_microseconds"] = round(each[len(each) // 2] / 1000, 1)
+            row[f"{name}{suffix}_p99_microseconds"] = round(each[len(each) * 99 // 100] / 1000, 1)
+            if sender == "hooks":
+                lengths = [length for rank in ranks for length in rank[sender]["iterations"][_WARM_UP:]]
+                row[f"{name}{suffix}_share_of_iteration_percent"] = round(100 * sum(each) / sum(lengths), 4)
+                row["boundaries"], row["iteration_seconds"] = len(each), round(statistics.median(lengths) / 1e9, 3)
     return row
 
 

@@ -108,6 +108,29 @@ def test_a_child_of_the_trainer_neither_holds_its_lease_nor_speaks_for_it(rank: 
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+def test_a_child_that_trains_asks_for_a_lease_of_its_own(rank: Rank, agent_side: AgentSide) -> None:
+    session = perseus_trainer.connect(rank, str(agent_side.path))
+    connection = agent_side.serve()
+    connected(session)
+    child = os.fork()
+    if child == 0:
+        train(session, 1)  # Nobody serves it yet.
+        connected(session)
+        train(session, 1)
+        os._exit(0)
+    of_the_child, hello = agent_side.accept()
+    assert (hello.job, hello.stage, hello.pid) == (rank.job, rank.stage, child)
+    of_the_child.send(Welcome(Verdict.SERVED).pack())
+    told = []
+    while (boundary := read(of_the_child)) is not None:
+        told.append(boundary)
+    assert (told[-1].kind, told[-1].iteration) == (BoundaryKind.ITERATION_END, 1)
+    os.waitpid(child, 0)
+    train(session, 1, microbatches=0)
+    assert [each.iteration for each in (read(connection), read(connection)) if each is not None] == [0, 0]
+    session.close()
+
+
 def test_a_refusal_is_said_once_and_training_goes_on(
     rank: Rank, agent_side: AgentSide, caplog: pytest.LogCaptureFixture
 ) -> None:

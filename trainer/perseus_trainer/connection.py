@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import weakref
+from dataclasses import replace
 
 from perseus_api.messages import WELCOME_BYTES, Hello, MessageError, Verdict, Welcome
 
@@ -26,6 +27,7 @@ class Connection:
     Attributes:
         dropped: messages that found no agent, or a full buffer.
         socket: to the agent, which never blocks; None while nobody serves.
+        is_inherited: whether this process is a fork of the one that looked for the agent.
     """
 
     def __init__(self, path: str, hello: Hello) -> None:
@@ -39,13 +41,11 @@ class Connection:
             MessageError: the hello cannot be packed.
         """
         self._path = path
-        self._hello = hello.pack()
+        self._hello = hello
+        self._packed_hello = hello.pack()
         self.socket: socket.socket | None = None
         self._candidate: socket.socket | None = None
-        self._wanted = threading.Event()
-        self._closed = False
         self.dropped = 0
-        self._wanted.set()
         self._start()
         # A child must not keep the lease of its parent alive, nor share it.
         reference = weakref.ref(self)
@@ -76,13 +76,15 @@ class Connection:
     def close(self) -> None:
         """Give the lease up."""
         self._closed = True
+        self.is_inherited = False
         current, self.socket = self.socket, None
         if current is not None:
             current.close()
         self._wanted.set()
 
     def after_fork(self) -> None:
-        """In a child process: close the parent's lease here, and send nothing."""
+        """In a child process: close the parent's lease here, and send nothing unless the child begins to train."""
+        self.is_inherited = self.is_inherited or not self._closed
         self._closed = True
         current, self.socket = self.socket, None
         # The thread that waits for a welcome is not in the child, but the socket that it waits on is.
@@ -91,7 +93,20 @@ class Connection:
             if inherited is not None:
                 inherited.close()
 
+    def begin_anew(self) -> None:
+        """In a child process that trains: look for the agent as a process of its own.
+
+        While the parent lives the agent refuses it as the rank's second process, and the job's condition says so.
+        """
+        self._hello = replace(self._hello, pid=os.getpid())
+        self._packed_hello = self._hello.pack()
+        self._start()
+
     def _start(self) -> None:
+        self.is_inherited = self._closed = False
+        # In a child too it is a new one: whoever held the lock of the parent's is not there.
+        self._wanted = threading.Event()
+        self._wanted.set()
         threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
 
     def _lose(self, current: socket.socket) -> None:
@@ -121,7 +136,7 @@ class Connection:
         try:
             candidate.settimeout(WELCOME_TIMEOUT_SECONDS)
             candidate.connect(self._path)
-            candidate.send(self._hello)
+            candidate.send(self._packed_hello)
             welcome = Welcome.unpack(candidate.recv(WELCOME_BYTES))
             # With a timeout Python waits for room in the buffer before it sends, whatever MSG_DONTWAIT says.
             candidate.setblocking(False)

@@ -126,6 +126,8 @@ class Session:
         self.in_iteration = True
         if self._recorder is not None:
             self._record = self._recorder.begin_iteration()
+        if self._connection is not None and self._connection.is_inherited:
+            self._connection.begin_anew()
         self._reach(ITERATION_BEGIN, (0, 0, _PLACEMENTS[self.v_shape]))
 
     def end_iteration(self) -> None:

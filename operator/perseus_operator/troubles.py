@@ -27,7 +27,7 @@ _MISMATCHES = {
 _REFUSALS = {
     "other_rank": "it says to be a rank that another pod is: PERSEUS_RANK must be left as the operator sets it",
     "other_job": "it says to belong to another job: PERSEUS_JOB and PERSEUS_NAMESPACE must be left as they are set",
-    "second_process": "two of its processes train as the same rank (one may be a fork of the other): only one may use the hooks",
+    "second_process": "two of its processes (or a fork) train as the same rank: only one may use the hooks",
     "leased": "its GPU is leased to another pod",
     "shared": "its GPU is shared: a rank needs a whole one",
     "mig": "its GPU is in MIG mode: a rank needs a whole one",

@@ -182,6 +182,28 @@ def test_a_fork_changes_nothing(session: Session, agent: AgentProcess) -> None:
     assert all(line.endswith(" 0.0") for line in mismatches if not line.startswith("perseus_mismatches_created"))
 
 
+def test_a_child_that_trains_too_is_refused_and_takes_nothing_from_its_parent(
+    session: Session, agent: AgentProcess
+) -> None:
+    go_on, finish = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(finish)
+        train(session, ORDER)
+        os.read(go_on, 1)
+        os._exit(0)
+    os.close(go_on)
+    try:
+        agent.is_in_pod(child, uid(0))
+        refused = 'perseus_pod_refused{job="gpt",namespace="research",pod="gpt-0",reason="second_process"} 1.0'
+        eventually(lambda: _has(agent, refused), "the child is refused, and its pod named")
+        train(session, ORDER)
+        assert state(agent) == ("following", "")
+    finally:
+        os.close(finish)
+        os.waitpid(child, 0)
+
+
 def test_two_processes_that_say_to_be_one_rank_do_not_take_the_gpu_from_each_other(
     session: Session, agent: AgentProcess, node: SimulatedNode
 ) -> None:

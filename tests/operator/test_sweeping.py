@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -282,6 +283,30 @@ def test_ranks_with_several_chunks_become_a_profile_of_virtual_stages(
     assert subject_of(profile.header) == subject
 
 
-def test_another_number_of_chunks_is_other_circumstances() -> None:
-    known = Subject(("A100", "A100"), "580", 1, 2, 4, "ZBH1", "tiny", "image@sha256:1")
-    assert fingerprint(known) != fingerprint(replace(known, chunks=2))
+SUBJECT = Subject(("A100", "A100"), "580", 1, 2, 4, "ZBH1", "tiny", "image@sha256:1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "large"},
+        {"models": ("A100", "H100")},
+        {"driver": "570"},
+        {"models": ("A100",) * 3},
+        {"pipelines": 3},
+        {"tensor_parallel": 2},
+        {"microbatches": 8},
+        {"chunks": 2},
+        {"schedule": "1F1B"},
+        {"image": "image@sha256:2"},
+    ],
+    ids=str,
+)
+def test_what_differs_in_one_circumstance_is_not_found_again(other: dict[str, Any]) -> None:
+    assert fingerprint(SUBJECT) == fingerprint(replace(SUBJECT))
+    assert fingerprint(SUBJECT) != fingerprint(replace(SUBJECT, **other))
+
+
+@pytest.mark.parametrize("unknown", [{"model": ""}, {"driver": ""}, {"image": ""}, {"models": ("A100", "")}], ids=str)
+def test_where_a_circumstance_is_not_known_nothing_is_kept_or_found(unknown: dict[str, Any]) -> None:
+    assert fingerprint(replace(SUBJECT, **unknown)) == ""

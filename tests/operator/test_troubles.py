@@ -47,7 +47,7 @@ def test_what_is_no_answer_is_said() -> None:
         (MISMATCH, Reason.PLAN_NOT_FOLLOWED, "pipeline 0 stage 3 (pod gpt-3) runs fewer instructions"),
         (Trouble("mismatch", "broken", "a", "0", "1"), Reason.PLAN_NOT_FOLLOWED, "left an iteration by an exception"),
         (Trouble("mismatch", "new", "a", "0", "1"), Reason.PLAN_NOT_FOLLOWED, "does something else than the plan"),
-        (Trouble("not_served", "second_process", "a"), Reason.RANK_REFUSED, "two of its processes train as the same rank"),
+        (Trouble("not_served", "second_process", "a"), Reason.RANK_REFUSED, "train as the same rank"),
         (Trouble("not_served", "other_rank", "a"), Reason.RANK_REFUSED, "a rank that another pod is"),
         (Trouble("not_served", "no_gpu", "a"), Reason.RANK_REFUSED, "does not serve pod a: no_gpu"),
         (Trouble("interference", "", "a", "1", "2"), Reason.CLOCKS_REFUSED, "somebody else sets its GPU's clock"),

@@ -64,12 +64,14 @@ def test_a_killed_operator_comes_back_and_changes_nothing_that_was_right(
     operator = str(pod_of(installation, "operator")["metadata"]["uid"])
     kill_process(operator, "run")
     wait_until("the operator is back", lambda: processes_of_pod(operator, "run"), 60)
+    # The job's status is still the dead one's: that the new one has seen the job, its own page says.
+    answering = training.wait_for("the operator knows the plan", lambda sample: sample.operator_generation >= 1)
     wait_until(
-        "the operator answers",
+        "the job is ready",
         lambda: conditions_of(installation, training.name).get("Ready", {}).get("status") == "True",
         60,
     )
-    iteration = training.sample().pipeline_iteration[0]
+    iteration = answering.pipeline_iteration[0]
     training.wait_for("three further iterations", lambda sample: sample.pipeline_iteration[0] > iteration + 3)
     assert children_of(installation, training.name) == before
 

@@ -7,6 +7,7 @@ on the very bytes that this module hands on. It knows no kind.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from kubernetes import client
@@ -47,7 +48,8 @@ class ApiServer:
             raise client.ApiException.from_response(http_resp=answer, body=None, data=None)
         return answer.response
 
-    def listing(self, path: str, **query: str) -> Item:
-        """Return a collection as it was sent; raises as `get` does."""
-        listed: Item = json.loads(self.get(path, LIST_SECONDS, **query).data)
-        return listed
+
+def listing(get: Callable[..., Any]) -> Item:
+    """Return a collection as it was sent; raises as `ApiServer.get` does, which is bound to the collection."""
+    listed: Item = json.loads(get().data)
+    return listed

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 from kubernetes import client, config
 from perseus_api import names
 
-from perseus_daemonset.api_server import LIST_SECONDS, ApiServer, Item
+from perseus_daemonset.api_server import LIST_SECONDS, ApiServer, Item, listing
 from perseus_daemonset.mirror import Mirror, brief
 from perseus_daemonset.plans import JobKey, PlanStore
 from perseus_daemonset.pods import Pod, PodTable
@@ -72,12 +71,12 @@ class ClusterWatch:
 
     def count_pods(self) -> int:
         """Return how many pods this node has; raises as the client does."""
-        return len(json.loads(self._get_pods().data)["items"])
+        return len(listing(self._get_pods)["items"])
 
     def count_plans(self) -> int:
         """Return how many plans there are; raises as the client does."""
         selector = f"{names.LABEL_DOCUMENT}={names.DOCUMENT_PLAN}"
-        return len(json.loads(self._get_plans(labelSelector=selector).data)["items"])
+        return len(listing(functools.partial(self._get_plans, labelSelector=selector))["items"])
 
     def resource_slices(self) -> list[Item]:
         """Return this node's ResourceSlices; none where the cluster has no dynamic resource allocation.
@@ -85,11 +84,10 @@ class ClusterWatch:
         Raises:
             SlicesUnavailable: the API server does not answer.
         """
-        selector = f"spec.nodeName={self._node}"
         for version in ("v1", "v1beta1"):
             path = f"/apis/resource.k8s.io/{version}/resourceslices"
             try:
-                found: list[Item] = self._server.listing(path, fieldSelector=selector)["items"]
+                found: list[Item] = listing(functools.partial(self._get_of_node, path))["items"]
                 return found
             except client.ApiException as error:
                 if error.status != 404:
@@ -111,8 +109,11 @@ class ClusterWatch:
         # Made when credentials are known, and once: each client has connections of its own.
         return ApiServer()
 
+    def _get_of_node(self, path: str, timeout_seconds: float = LIST_SECONDS, **query: str) -> Any:
+        return self._server.get(path, timeout_seconds, fieldSelector=f"spec.nodeName={self._node}", **query)
+
     def _get_pods(self, timeout_seconds: float = LIST_SECONDS, **query: str) -> Any:
-        return self._server.get("/api/v1/pods", timeout_seconds, fieldSelector=f"spec.nodeName={self._node}", **query)
+        return self._get_of_node("/api/v1/pods", timeout_seconds, **query)
 
     def _get_plans(self, timeout_seconds: float = LIST_SECONDS, **query: str) -> Any:
         return self._server.get(f"/api/v1/namespaces/{self._namespace}/configmaps", timeout_seconds, **query)

@@ -15,7 +15,7 @@ from typing import Any
 
 from kubernetes.watch.watch import iter_resp_lines
 
-from perseus_daemonset.api_server import LIST_SECONDS, Item
+from perseus_daemonset.api_server import LIST_SECONDS, Item, listing
 
 WATCH_SECONDS = 300
 RETRY_SECONDS = 1.0
@@ -75,7 +75,7 @@ class Mirror:
                     self._stopped.wait(RETRY_SECONDS)
 
     def _once(self) -> None:
-        listed = json.loads(self._get().data)
+        listed = listing(self._get)
         with self._guard:
             if self._stopped.is_set():
                 return

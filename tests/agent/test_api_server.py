@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from kubernetes import client
-from perseus_daemonset.api_server import ApiServer
+from perseus_daemonset.api_server import ApiServer, listing
 
 LISTED = b'{"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "one"}}]}'
 
@@ -44,13 +45,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
 
 
 def test_a_collection_is_handed_on_as_it_was_sent(server: ApiServer) -> None:
-    assert server.listing("/api/v1/pods", fieldSelector="spec.nodeName=a&b")["items"] == [{"metadata": {"name": "one"}}]
+    found = listing(partial(server.get, "/api/v1/pods", fieldSelector="spec.nodeName=a&b"))
+    assert found["items"] == [{"metadata": {"name": "one"}}]
     assert Handler.asked == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da%26b"]
 
 
 def test_a_refusal_is_an_exception_that_names_the_status(server: ApiServer) -> None:
     with pytest.raises(client.ApiException) as refused:
-        server.listing("/apis/resource.k8s.io/v1/resourceslices")
+        server.get("/apis/resource.k8s.io/v1/resourceslices")
     assert refused.value.status == 404
 
 

@@ -41,8 +41,8 @@ class Connection:
             MessageError: the hello cannot be packed.
         """
         self._path = path
+        hello.pack()  # what cannot be packed is said here, not in the thread that sends it
         self._hello = hello
-        self._packed_hello = hello.pack()
         self.socket: socket.socket | None = None
         self._candidate: socket.socket | None = None
         self.dropped = 0
@@ -99,7 +99,6 @@ class Connection:
         While the parent lives the agent refuses it as the rank's second process, and the job's condition says so.
         """
         self._hello = replace(self._hello, pid=os.getpid())
-        self._packed_hello = self._hello.pack()
         self._start()
 
     def _start(self) -> None:
@@ -136,7 +135,7 @@ class Connection:
         try:
             candidate.settimeout(WELCOME_TIMEOUT_SECONDS)
             candidate.connect(self._path)
-            candidate.send(self._packed_hello)
+            candidate.send(self._hello.pack())
             welcome = Welcome.unpack(candidate.recv(WELCOME_BYTES))
             # With a timeout Python waits for room in the buffer before it sends, whatever MSG_DONTWAIT says.
             candidate.setblocking(False)

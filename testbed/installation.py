@@ -99,6 +99,13 @@ class Installation:
         self._wait_for_gpus(gpus)
         self.forget_addresses()
 
+    def uninstall_chart(self) -> None:
+        """Remove the release as documented, if it is there, and wait until its pods are gone."""
+        self.helm(
+            "uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "2m"
+        )
+        self.forget_addresses()
+
     def overlay(self, example: Path) -> Path:
         """Return a kustomize folder of an example with this installation's image tag."""
         folder = ROOT / "build" / "overlays" / example.name

@@ -17,9 +17,7 @@ from tests.lanes import alone
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from product import Training, small_training
-
-SIMULATOR_STATE = Path("/var/lib/perseus-simulator/state")
+from product import SIMULATOR_STATE, Training, small_training
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,15 @@ from typing import Any
 from perseus_api import names
 from perseus_simulator.node import SimulatedGpu
 
+from testbed import binaries, containers
+from testbed.folders import Folders
+from testbed.images import TARGETS
 from testbed.installation import SYSTEM_NAMESPACE, Installation
 from testbed.observation import Sample
+from testbed.site import Site
 
 NAMESPACE = "default"
+SIMULATOR_STATE = Path("/var/lib/perseus-simulator/state")
 RELEASED_WITHIN_SECONDS = 5.0  # of the death of whoever held a lock
 PROFILE_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "profiles" / "gpt3-175b-a100-sxm"
 
@@ -86,14 +91,35 @@ class Training:
         items: list[dict[str, dict[str, object]]] = found["items"]
         return items
 
-    def pod_uid(self, rank: int) -> str:
-        """The UID of a rank's pod."""
+    def pod(self, rank: int) -> dict[str, dict[str, object]]:
+        """A rank's pod."""
         for pod in self.pods():
             labels = pod["metadata"]["labels"]
             assert isinstance(labels, dict)
             if labels[names.LABEL_COMPLETION_INDEX] == str(rank):
-                return str(pod["metadata"]["uid"])
+                return pod
         raise AssertionError(f"no pod of rank {rank}")
+
+    def pod_uid(self, rank: int) -> str:
+        """The UID of a rank's pod."""
+        return str(self.pod(rank)["metadata"]["uid"])
+
+    def pod_name(self, rank: int) -> str:
+        """The name of a rank's pod."""
+        return str(self.pod(rank)["metadata"]["name"])
+
+
+@contextmanager
+def images_also_under(installation: Installation, tag: str) -> Iterator[None]:
+    """The installed images under another tag too."""
+    site = Site(Folders.from_environment())
+    programs = binaries.locate(site.folders.cache)
+    images = {f"localhost/perseus-{each}:{installation.tag}": f"localhost/perseus-{each}:{tag}" for each in TARGETS}
+    containers.name_images_anew(site, programs, images)
+    try:
+        yield
+    finally:
+        containers.remove_images(site, programs, list(images.values()))
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def test_a_pod_that_is_deleted_gives_its_clock_back_within_the_promise(
     sample = training.wait_for("an iteration under the plan", lambda sample: sample.pipeline_iteration[0] > 4)
     gpu = gpus.gpu(sample.ranks[0, 2].gpu)
     wait_until("stage 2 is locked", lambda: gpu.locked_range() is not None, 10)
-    pod = next(each for each in training.pods() if each["metadata"]["labels"][names.LABEL_COMPLETION_INDEX] == "2")  # type: ignore[index]
+    pod = training.pod(2)
     uid = str(pod["metadata"]["uid"])
     installation.kubectl("delete", "pod", str(pod["metadata"]["name"]), "-n", NAMESPACE, "--wait=false")
     wait_until("its process is gone", lambda: not processes_of_pod(uid, "train"), 30)

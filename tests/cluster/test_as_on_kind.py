@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from product import Training, status_of, wait_until
+from product import Training, images_also_under, status_of, wait_until
 
-from testbed import binaries, containers
-from testbed.folders import Folders
-from testbed.images import TARGETS
 from testbed.installation import RELEASE, SYSTEM_NAMESPACE, Installation
-from testbed.site import Site
 from tests.documented import commands, run_as_written
 
 pytestmark = pytest.mark.cluster
@@ -28,17 +24,13 @@ PLANNED_SECONDS = 240.0
 @pytest.fixture(scope="module")
 def emptied(installation: Installation) -> Iterator[Installation]:
     """The cluster without the release, with images of the chart's own tag; as it was afterwards."""
-    site = Site(Folders.from_environment())
-    programs = binaries.locate(site.folders.cache)
-    images = {f"localhost/perseus-{each}:{installation.tag}": f"localhost/perseus-{each}:{TAG}" for each in TARGETS}
-    uninstall(installation)
-    containers.name_images_anew(site, programs, images)
-    try:
-        yield installation
-    finally:
-        uninstall(installation)
-        installation.install_chart()
-        containers.remove_images(site, programs, list(images.values()))
+    with images_also_under(installation, TAG):
+        installation.uninstall_chart()
+        try:
+            yield installation
+        finally:
+            installation.uninstall_chart()
+            installation.install_chart()
 
 
 def test_the_documented_commands_lead_to_a_plan_on_every_simulated_gpu(emptied: Installation) -> None:
@@ -70,10 +62,3 @@ def gpus_of(installation: Installation) -> int:
     """How many GPUs the nodes have to give."""
     found = installation.kubectl("get", "nodes", "-o", r"jsonpath={.items[*].status.allocatable.nvidia\.com/gpu}")
     return sum(map(int, found.split()))
-
-
-def uninstall(installation: Installation) -> None:
-    """Remove the release, if it is there."""
-    if RELEASE in installation.helm("list", "--namespace", SYSTEM_NAMESPACE, "--short").split():
-        installation.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
-    installation.forget_addresses()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from perseus_api import names
 from product import (
     NAMESPACE,
     Training,
@@ -125,9 +124,7 @@ def wait_for_reason(installation: Installation, case: str, reason: str, timeout_
 
 def iterations(installation: Installation, case: str) -> int:
     """How many iterations the script of rank 0 has printed."""
-    pods = Training(installation, case).pods()
-    (pod,) = (each for each in pods if each["metadata"]["labels"][names.LABEL_COMPLETION_INDEX] == "0")  # type: ignore[index]
-    said = installation.kubectl("logs", "-n", NAMESPACE, str(pod["metadata"]["name"]), "--tail=1")
+    said = installation.kubectl("logs", "-n", NAMESPACE, Training(installation, case).pod_name(0), "--tail=1")
     return int(said.strip().splitlines()[-1]) if said.strip() else 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from perseus_api import names
 from perseus_simulator.node import SimulatedNode
-from product import Training, pod_of, restarts, small_training, wait_until
+from product import SIMULATOR_STATE, Training, pod_of, restarts, small_training, wait_until
 from test_agent_doctor import ask
 
 from testbed import nvidia_runtime
@@ -29,8 +29,7 @@ from tests.lanes import alone
 
 pytestmark = pytest.mark.cluster
 PLUGIN = "gpus"
-SIMULATED = Path("/var/lib/perseus-simulator/state")
-LIBRARY = SIMULATED.parent / "lib" / "libnvidia-ml.so.1"
+LIBRARY = SIMULATOR_STATE.parent / "lib" / "libnvidia-ml.so.1"
 # The same file, where every agent looks whatever its profile: beside the journal.
 STATE = Path(names.JOURNAL_FOLDER) / "simulated-gpus"
 GPU_LABEL = "nvidia.com/gpu.present"
@@ -63,7 +62,7 @@ def strangers_gpus(training: Training, installation: Installation) -> Iterator[I
     for labels in (plugin["spec"]["selector"]["matchLabels"], plugin["spec"]["template"]["metadata"]["labels"]):
         labels["app.kubernetes.io/instance"] = PLUGIN
     STATE.unlink(missing_ok=True)
-    os.link(SIMULATED, STATE)
+    os.link(SIMULATOR_STATE, STATE)
     # As GPU feature discovery does, on nodes with real ones.
     installation.kubectl("label", "node", "--all", f"{GPU_LABEL}=true", "--overwrite")
     try:

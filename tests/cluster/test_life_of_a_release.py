@@ -24,6 +24,7 @@ from product import (
     Training,
     children_of,
     clock_calls_of,
+    images_also_under,
     pod_of,
     processes_of_pod,
     restarts,
@@ -31,11 +32,7 @@ from product import (
     wait_until,
 )
 
-from testbed import binaries, containers
-from testbed.folders import Folders
-from testbed.images import TARGETS
 from testbed.installation import CHART, RELEASE, ROOT, SYSTEM_NAMESPACE, Installation
-from testbed.site import Site
 
 pytestmark = pytest.mark.cluster
 COMPONENTS = ("operator", "agent", "simulator")
@@ -52,13 +49,9 @@ def training(installation: Installation) -> Iterator[Training]:
 @pytest.fixture(scope="module")
 def next_tag(installation: Installation) -> Iterator[str]:
     """Another tag of the installed images."""
-    site = Site(Folders.from_environment())
-    programs = binaries.locate(site.folders.cache)
     tag = f"{installation.tag}-next"
-    images = {name: f"{name}-next" for name in (f"localhost/perseus-{each}:{installation.tag}" for each in TARGETS)}
-    containers.name_images_anew(site, programs, images)
-    yield tag
-    containers.remove_images(site, programs, list(images.values()))
+    with images_also_under(installation, tag):
+        yield tag
 
 
 def test_an_upgrade_and_a_rollback_lose_no_lock_no_iteration_and_no_generation(
@@ -115,7 +108,7 @@ def test_uninstall_gives_all_clocks_back_and_leaves_training_alone(
     (agent,) = processes_of_pod(str(pod_of(installation, "agent")["metadata"]["uid"]), "run")
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(end_of, agent)
-        installation.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
+        installation.uninstall_chart()
         end = ended.result()
     try:
         for gpu in own:
@@ -215,10 +208,7 @@ def tags_in_use(installation: Installation) -> set[str]:
 
 def iterations_of(training: Training, installation: Installation) -> dict[int, float]:
     """Seconds of each iteration that the first rank trained, in the order in which it did."""
-    (first,) = [
-        str(pod["metadata"]["name"]) for pod in training.pods() if pod["metadata"]["uid"] == training.pod_uid(0)
-    ]
-    log = installation.kubectl("logs", first, "-n", NAMESPACE)
+    log = installation.kubectl("logs", training.pod_name(0), "-n", NAMESPACE)
     found = re.findall(r"^iteration (\d+): ([\d.]+) s$", log, flags=re.MULTILINE)
     seconds = {int(index): float(each) for index, each in found}
     assert len(seconds) == len(found), "an iteration was trained twice"

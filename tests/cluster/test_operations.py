@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from product import Training, pod_of, small_training, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.traces import Collector
 from testbed.folders import Folders
 from testbed.installation import OPERATOR_PORT, SYSTEM_NAMESPACE, Installation
 from testbed.site import Site
@@ -22,44 +20,15 @@ pytestmark = pytest.mark.cluster
 VISIT = "visit"
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes traces by OTLP over HTTP, at the host's address in the pods' network."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        super().__init__((Site(Folders.from_environment()).host_address, 0), _Receiver)
-
-    @property
-    def url(self) -> str:
-        """What the chart is told."""
-        return f"http://{self.server_address[0]!s}:{self.server_port}"
-
-
-class _Receiver(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                self.server.spans += scope.spans
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def collector(installation: Installation) -> Iterator[Collector]:
-    """Takes the traces of the operator that the chart was told to install so."""
-    with Collector() as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+    """Takes the traces of the operator, which is installed so; at the host's address in the pods' network."""
+    with Collector(Site(Folders.from_environment()).host_address) as found:
         installation.install_chart("operator.logFormat=json", f"operator.tracing.endpoint={found.url}")
         try:
             yield found
         finally:
             installation.install_chart()
-            found.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ SAVED_PERMILLE = 60
 @pytest.fixture(scope="module")
 def audit(installation: Installation) -> AuditLog:
     """What is asked of the API server once the release that served the whole cluster is gone."""
-    uninstall(installation)
+    installation.uninstall_chart()
     wait_until("every object is gone", lambda: not left_of_the_release(installation), 30)
     return AuditLog(Folders.from_environment().audit_log)
 
@@ -53,8 +53,7 @@ def confined(installation: Installation, audit: AuditLog) -> Iterator[Installati
         installation.install_chart(f"watchNamespaces={{{SERVED}}}")
         yield installation
     finally:
-        if installation.pods("operator"):
-            uninstall(installation)
+        installation.uninstall_chart()
         installation.install_chart()
         installation.kubectl("delete", "namespace", SERVED, "--timeout=90s")
 
@@ -113,7 +112,7 @@ def test_uninstall_leaves_the_job_free_and_nothing_else(
     training: Training, confined: Installation, gpus: SimulatedNode
 ) -> None:
     own = [gpus.gpu(rank.gpu) for rank in training.wait_for_plan().ranks.values()]
-    uninstall(confined)
+    confined.uninstall_chart()
     wait_until("locks are gone", lambda: not any(gpu.locked_range() for gpu in own), RELEASED_WITHIN_SECONDS)
     wait_until("every object is gone", lambda: not left_of_the_release(confined), 30)
     job = json.loads(confined.kubectl("get", "pjob", training.name, "-n", SERVED, "-o", "json"))
@@ -136,9 +135,3 @@ def test_what_a_program_asked_for_is_what_it_was_granted(
     assert sorted(map(str, used - granted)) == [], "used, not granted"
     if program != "agent":
         assert {each.namespace for each in used} <= {SERVED, SYSTEM_NAMESPACE}
-
-
-def uninstall(installation: Installation) -> None:
-    """Remove the release as documented."""
-    installation.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "2m")
-    installation.forget_addresses()

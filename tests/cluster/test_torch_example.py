@@ -18,7 +18,15 @@ import pytest
 import yaml
 from perseus_api import names
 from perseus_simulator.node import SimulatedNode
-from product import NAMESPACE, RELEASED_WITHIN_SECONDS, Training, conditions_of, wait_until
+from product import (
+    NAMESPACE,
+    RELEASED_WITHIN_SECONDS,
+    SIMULATOR_STATE,
+    Training,
+    clock_calls_of,
+    conditions_of,
+    wait_until,
+)
 
 from testbed.installation import ROOT, Installation
 
@@ -73,12 +81,8 @@ def packages() -> Path:
 
 def losses_of(installation: Installation) -> list[float]:
     """The losses that the last rank has printed."""
-    (last,) = (
-        pod["metadata"]["name"]
-        for pod in Training(installation, NAME).pods()
-        if pod["metadata"]["labels"][names.LABEL_COMPLETION_INDEX] == str(STAGES - 1)  # type: ignore[index]
-    )
-    said = installation.kubectl("logs", "-n", NAMESPACE, str(last))
+    last = Training(installation, NAME).pod_name(STAGES - 1)
+    said = installation.kubectl("logs", "-n", NAMESPACE, last)
     return [float(each) for each in re.findall(r"^iteration \d+: loss ([\d.]+)", said, flags=re.MULTILINE)]
 
 
@@ -92,19 +96,19 @@ def run(installation: Installation) -> Iterator[Run]:
     text = yaml.safe_dump_all(mounted(documents, installation.tag))
     installation.kubectl("apply", "-n", NAMESPACE, "-f", "-", input_text=text)
     training = Training(installation, NAME, stages=STAGES)
-    with SimulatedNode.open(Path("/var/lib/perseus-simulator/state")) as node:
+    with SimulatedNode.open(SIMULATOR_STATE) as node:
         try:
             sample = training.wait_for_plan(timeout_seconds=TIMEOUT_SECONDS)
             print(f"all ranks run the plan after {time.monotonic() - begin:.0f} s")
             gpus = [node.gpu(rank.gpu) for _, rank in sorted(sample.ranks.items())]
-            before = [gpu.calls["set_locked_clocks"] for gpu in gpus]
+            before = [clock_calls_of(gpu)[0] for gpu in gpus]
             trained = len(losses_of(installation))
             wait_until(
                 "iterations under the plan",
                 lambda: len(losses_of(installation)) >= trained + PLANNED_ITERATIONS,
                 TIMEOUT_SECONDS,
             )
-            clocks_set = [gpu.calls["set_locked_clocks"] - each for gpu, each in zip(gpus, before, strict=True)]
+            clocks_set = [clock_calls_of(gpu)[0] - each for gpu, each in zip(gpus, before, strict=True)]
             applied = lambda: conditions_of(installation, NAME)["PlanApplied"]  # noqa: E731
             wait_until("the condition says it", lambda: applied()["reason"] == "AllAgents", TIMEOUT_SECONDS)
             found = losses_of(installation), applied(), clocks_set

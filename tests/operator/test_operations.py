@@ -6,9 +6,7 @@ import asyncio
 import io
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -20,6 +18,8 @@ from perseus_operator.memory import Memory
 from perseus_operator.scope import Scope
 from perseus_operator.settings import Settings, SettingsError
 from perseus_operator.visits import JobKey, VisitQueue
+
+from harness.traces import Collector
 
 
 @pytest.fixture
@@ -181,39 +181,16 @@ def test_a_memory_forgets_the_least_recently_used_beyond_its_weight() -> None:
 
 
 def test_a_visit_is_traced_to_the_endpoint_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-    received: list[bytes] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
+    with Collector() as collector:
+        monkeypatch.setenv(tracing.ENV_ENDPOINT, collector.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        monkeypatch.setattr(tracing, "_start", None)
+        monkeypatch.setattr(tracing, "_shut_down", None)
+        tracing.set_up_traces()
+        with tracing.span("visit", namespace="team", job="train"), tracing.span("GET /api"):
             pass
-
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(tracing.ENV_ENDPOINT, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    monkeypatch.setattr(tracing, "_start", None)
-    monkeypatch.setattr(tracing, "_shut_down", None)
-    tracing.set_up_traces()
-    with tracing.span("visit", namespace="team", job="train"), tracing.span("GET /api"):
-        pass
-    tracing.end_traces()
-    server.shutdown()
-    server.server_close()
-    spans = [
-        span
-        for body in received
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-    inner, outer = sorted(spans, key=lambda span: span.name == "visit")
+        tracing.end_traces()
+    inner, outer = sorted(collector.spans, key=lambda span: span.name == "visit")
     assert (inner.name, outer.name) == ("GET /api", "visit")
     assert inner.parent_span_id == outer.span_id
     assert {each.key: each.value.string_value for each in outer.attributes} == {

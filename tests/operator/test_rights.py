@@ -247,6 +247,10 @@ def _damage_a_frontier(stage: Stage) -> None:
 def _refer_to_workloads(stage: Stage) -> None:
     """The operator looks for a workload of each kind that it serves and did not make."""
     cluster = BareCluster(stage.plane)
+
+    def looked_for(name: str) -> bool:
+        return cluster.conditions("left", name).get("WorkloadReady", {}).get("reason") == "WorkloadMissing"
+
     for kind in KINDS:
         if kind.module:
             cluster.kubectl("apply", "--server-side", "-f", str(kind.crd_file()))
@@ -255,7 +259,7 @@ def _refer_to_workloads(stage: Stage) -> None:
         job = perseus_job(name, workloadRef={"kind": kind.name, "name": "big"})
         del job["spec"]["template"]
         cluster.apply("left", job)
-        eventually(f"{kind.name} was looked for", lambda name=name: _reason(stage, name) == "WorkloadMissing")  # type: ignore[misc]
+        eventually(f"{kind.name} was looked for", lambda name=name: looked_for(name))  # type: ignore[misc]
 
 
 def _measure_on_pods(stage: Stage) -> None:
@@ -272,12 +276,6 @@ def _measure_on_pods(stage: Stage) -> None:
         eventually("the training Job", lambda: cluster.find("job", "left", "measured"))
     finally:
         agents.stop()
-
-
-def _reason(stage: Stage, name: str) -> str:
-    status = (stage.client.get(job_path("left", name)) or {}).get("status") or {}
-    found = {each["type"]: str(each["reason"]) for each in status.get("conditions", [])}
-    return found.get("WorkloadReady", "")
 
 
 def _without_finalizers(role: dict[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,15 @@ def test_an_elastic_workload_shrinks_and_grows_under_its_plan(
     wait_for(cluster, home, "PodsRunning")
     assert cluster.plan(home, "train") == plan
 
+    scale(cluster, home, kind, dict.fromkeys(fields, RANKS + 2))
+    told = f"the ready pods of {kind} big own 6 GPUs, of which spec.parallelism describes 4: "
+    eventually(
+        "it is said that it outgrew its plan",
+        lambda: cluster.conditions(home, "train")["WorkloadReady"]["message"].startswith(told),
+        PATIENCE_SECONDS,
+    )
+    assert cluster.plan(home, "train") == plan
+
 
 def test_what_was_told_of_a_workloads_end_stays_when_it_goes(
     cluster: BareCluster, operator: OperatorProcess, home: str

@@ -278,6 +278,10 @@ class Builder:
             "backoffLimit": _BACKOFF_LIMIT,
             "template": template,
         }
+        if pod["restartPolicy"] == "Never":
+            # Ranks fail together. Kubernetes counts the failures of a whole Job, and waits twice as long after each:
+            # ten minutes after the seventh. By index, which it allows with this policy alone, they are one each.
+            document["spec"]["backoffLimitPerIndex"] = _BACKOFF_LIMIT
         # In a queue, its controller says when training may start.
         if self._spec.suspend or not self._queue_labels:
             document["spec"]["suspend"] = self._spec.suspend
@@ -383,11 +387,11 @@ class Builder:
 def changeable(job: Document, present: Document) -> Document:
     """Return what may be changed of a training Job that is there.
 
-    Its pod template is nobody's to change any more. How many pods there are goes by the GPUs of each, so their number
-    stays with the template that the Job was made from.
+    Its pod template is nobody's to change any more, nor is how failures are counted. How many pods there are goes by
+    the GPUs of each, so their number stays with the template that the Job was made from.
     """
     annotations = job["metadata"]["annotations"]
-    kept = {"template"}
+    kept = {"template", "backoffLimitPerIndex"}
     if template_of(present) not in (None, annotations.get(ANNOTATION_TEMPLATE)):
         kept |= {"completions", "parallelism"}
     spec = {key: each for key, each in job["spec"].items() if key not in kept}

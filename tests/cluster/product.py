@@ -123,17 +123,17 @@ def images_also_under(installation: Installation, tag: str) -> Iterator[None]:
 
 
 @contextmanager
-def small_training(installation: Installation) -> Iterator[Training]:
+def small_training(installation: Installation, **spec: object) -> Iterator[Training]:
     """A small job on which the plan runs; gone afterwards."""
     small = Training(installation, "small")
     small.delete()
-    small.apply()
+    small.apply(**spec)
     small.wait_for_plan()
     yield small
     small.delete()
 
 
-def perseus_job(name: str, tag: str, **spec: object) -> dict[str, object]:
+def perseus_job(name: str, tag: str, **spec: object) -> dict[str, Any]:
     """A PerseusJob of the measured GPT-3 profile, small enough for a short test."""
     container = {
         "name": "trainer",

@@ -1,4 +1,4 @@
-"""A node is cordoned and drained under a job that trains: its clocks come back, the agent stays, and serves again."""
+"""A node is cordoned and drained under a job that trains: its clocks come back, its agent stays and serves it again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,31 @@ from pathlib import Path
 
 import pytest
 from perseus_simulator.node import SimulatedNode
-from product import RELEASED_WITHIN_SECONDS, Training, pod_of, processes_of_pod, restarts, wait_until
+from product import (
+    RELEASED_WITHIN_SECONDS,
+    Training,
+    perseus_job,
+    pod_of,
+    processes_of_pod,
+    restarts,
+    small_training,
+    wait_until,
+)
 
 from testbed.installation import Installation
 from testbed.site import NODE_NAME
 
 pytestmark = pytest.mark.cluster
 DRAINED_WITHIN_SECONDS = 120.0
+
+
+@pytest.fixture
+def training(installation: Installation) -> Iterator[Training]:
+    """A small job whose evicted pods Kubernetes replaces at once: it counts them one by one, as the policy allows."""
+    never = perseus_job("small", installation.tag)["spec"]["template"]
+    never["spec"]["restartPolicy"] = "Never"
+    with small_training(installation, template=never) as small:
+        yield small
 
 
 @pytest.fixture
@@ -54,11 +72,9 @@ def test_a_node_that_is_drained_leaves_no_lock_and_its_agent_serves_again(
     assert (stayed["metadata"]["uid"], restarts(stayed)) == (agent["uid"], 0), "the agent is no pod to evict"
 
     installation.kubectl("uncordon", node_in_use)
-    # The Job of the evicted pods makes no new ones for minutes, since Kubernetes backs off: another one is served.
-    training.delete()
     installation.forget_addresses()
-    training.apply()
     training.wait_for_plan(timeout_seconds=180)
+    assert not {training.pod_uid(stage) for stage in range(training.stages)} & set(pods), "other pods train"
     wait_until("clocks are locked again", lambda: any(gpu.locked_range() for gpu in gpus.gpus), 60)
     assert pod_of(installation, "agent")["metadata"]["uid"] == agent["uid"]
 

@@ -85,7 +85,7 @@ def job(case: str, tag: str) -> dict[str, Any]:
         "profiling": {"profileRef": {"name": PROFILE}},
         "straggler": {"enabled": False, "driftPercent": 0},  # What trains takes no time of a GPU.
     }
-    document: dict[str, Any] = perseus_job(case, tag, **spec)
+    document = perseus_job(case, tag, **spec)
     (container,) = document["spec"]["template"]["spec"]["containers"]
     container["command"] = ["python", "-c", SCRIPT, case]
     return document

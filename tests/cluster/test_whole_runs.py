@@ -81,11 +81,10 @@ def job(name: str, tag: str) -> dict[str, Any]:
     profiling = {"maxSlowdownPercent": 100, "cache": "Ignore", **spec.pop("profiling", {})}
     objective = {"type": "MinimumEnergy"}
     document = perseus_job(name, tag, parallelism=parallelism, profiling=profiling, objective=objective, **spec)
-    whole: dict[str, Any] = document
     if name == RECORDED:
-        container = whole["spec"]["template"]["spec"]["containers"][0]
+        container = document["spec"]["template"]["spec"]["containers"][0]
         container["env"] = [{"name": ENV_ORDERS, "value": LAST_FIRST.model_dump_json(by_alias=True)}]
-    return whole
+    return document
 
 
 def found(installation: Installation, kind: str, name: str, namespace: str = NAMESPACE) -> dict[str, Any]:

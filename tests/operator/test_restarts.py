@@ -81,6 +81,38 @@ def finished(cluster: BareCluster, home: str) -> None:
     assert cluster.conditions(home, "train")["WorkloadReady"]["reason"] == "TrainingFinished"
 
 
+def test_ranks_that_fail_all_together_are_there_again_as_if_one_had_failed(
+    cluster: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    begin(cluster, home)
+    failed = pods(cluster, home)
+    assert len(failed) == RANKS
+    end_pods(cluster.plane, failed, "Failed")
+    before = {pod["metadata"]["uid"] for pod in failed}
+    # Counted over the whole Job, four failures make Kubernetes wait for 80 s; one makes it wait for 10.
+    eventually(
+        "other pods train",
+        lambda: len({pod["metadata"]["uid"] for pod in pods(cluster, home)} - before) == RANKS,
+        PATIENCE_SECONDS,
+    )
+    wait_for(cluster, home, "PodsRunning")
+
+
+def test_a_job_that_counts_failures_otherwise_keeps_counting_so(
+    cluster: BareCluster, operator: OperatorProcess, home: str
+) -> None:
+    """As one does that an earlier version made: Kubernetes lets nobody change it."""
+    pod = perseus_job()["spec"]["template"]["spec"]
+    begin(cluster, home, template={"spec": {**pod, "restartPolicy": "OnFailure"}})
+    visited(cluster, home, {"template": {"spec": {"restartPolicy": "Never"}}})
+    told = cluster.conditions(home, "train")["WorkloadReady"]
+    assert told["reason"] == "PodsRunning"
+    assert told["message"].endswith("delete Job train to start training anew")
+    made = cluster.find("job", home, "train")
+    assert made is not None
+    assert "backoffLimitPerIndex" not in made["spec"]
+
+
 def test_a_changed_template_holds_from_the_next_training_on(
     cluster: BareCluster, operator: OperatorProcess, home: str
 ) -> None:

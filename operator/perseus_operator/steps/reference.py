@@ -77,7 +77,7 @@ async def _tell_pods(api: Api, visit: Visit, spec: PerseusJobSpec, reference: Wo
         words = f"the ready pods of {named} own all {ranks} GPUs"
         if ready > ranks:
             words = (
-                f"the ready pods of {named} own {ready} GPUs, of which spec.parallelism describes {ranks}: the others run "
-                "at full speed until it describes them, too"
+                f"the ready pods of {named} own {ready} GPUs, of which spec.parallelism describes {ranks}: the others "
+                "run at full speed until it describes them, too"
             )
         say(Condition.WORKLOAD_READY, True, Reason.PODS_RUNNING, words)

@@ -76,8 +76,8 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
         visit.story.say(Condition.PLAN_APPLIED, None, reason, words)
     elif report.ranks > ranks:
         words = (
-            f"{report.ranks} ranks report, the job has {ranks}: pods of before are still ending, two pods say to be one "
-            "rank (PERSEUS_RANK), or more train than spec.parallelism describes"
+            f"{report.ranks} ranks report, the job has {ranks}: pods of before are still ending, two pods say to be "
+            "one rank (PERSEUS_RANK), or more train than spec.parallelism describes"
         )
         visit.story.say(Condition.PLAN_APPLIED, None, Reason.RANK_TWICE, words)
     elif report.least_accepted < plan.generation:

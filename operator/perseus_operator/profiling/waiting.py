@@ -1,9 +1,9 @@
 """Rounds that let ranks wait, where a schedule does not, so that their power stands out of the counter's noise. Pure.
 
 Ranks of a zero-bubble schedule wait for a few milliseconds of an iteration. More such iterations help little: the error
-falls with the root of their number, and agents fit the newest alone. But ranks wait long for neighbours that run at a low clock. So every other rank
-runs at the lowest clock that was measured, then those between them do, and the bound on the slowdown holds as for any
-iteration at that clock.
+falls with the root of their number, and agents fit the newest rows alone. But ranks wait long for neighbours that run
+at a low clock. So every other rank runs at the lowest clock that was measured, then those between them do, and the
+bound on the slowdown holds as for any iteration at that clock.
 """
 
 from __future__ import annotations

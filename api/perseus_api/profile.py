@@ -37,12 +37,14 @@ class StageGpu(BaseModel):
     Attributes:
         gpu_model: as NVML names it.
         blocking_power_watts: its power while it is blocked on communication.
+        blocking_power_watts_stderr: the standard error of that, where it was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     gpu_model: Text = ""
     blocking_power_watts: Watts
+    blocking_power_watts_stderr: Watts = 0.0
 
 
 class BlockingPower(BaseModel):
@@ -63,6 +65,8 @@ class ProfileHeader(BaseModel):
         gpu_model: as NVML names it, such as ``NVIDIA A100-SXM4-80GB``.
         driver: version of its driver.
         blocking_power_watts: power of one GPU while it is blocked on communication, where `stage_gpus` is empty.
+        blocking_power_watts_stderr: the standard error of that, where it was measured; of the worst where `stage_gpus`
+            lists several.
         stage_gpus: where a pipeline mixes GPU models: the GPU of each pipeline rank, from 0. By rank and not by virtual
             stage, since a rank's chunks share its GPU. Empty: all ranks have `gpu_model`.
         blocking_power_at_clocks: the same by clock, where it was measured.
@@ -84,6 +88,7 @@ class ProfileHeader(BaseModel):
     gpu_model: Text = ""
     driver: Text = ""
     blocking_power_watts: Watts
+    blocking_power_watts_stderr: Watts = 0.0
     blocking_power_at_clocks: Annotated[tuple[BlockingPower, ...], Field(max_length=4096)] = ()
     stage_gpus: Annotated[tuple[StageGpu, ...], Field(max_length=MAXIMUM_STAGES)] = ()
     stages: Annotated[int, Field(ge=1, le=MAXIMUM_STAGES)] | None = None
@@ -164,7 +169,7 @@ def _parse_header(text: str | None, blocking_power_watts: float | None) -> Profi
             else ProfileHeader.model_validate_json(text)
         )
         if blocking_power_watts is not None:
-            watts = {"blocking_power_watts": blocking_power_watts}
+            watts = {"blocking_power_watts": blocking_power_watts, "blocking_power_watts_stderr": 0.0}
             gpus = [{**each.model_dump(), **watts} for each in header.stage_gpus]
             header = ProfileHeader.model_validate({**header.model_dump(), **watts, "stage_gpus": gpus})
     except ValidationError as error:

@@ -18,7 +18,7 @@ from perseus_api.instructions import Instruction
 from perseus_api.plan import Baseline, Plan, Sweep, Variant, Window
 from perseus_api.profile import Measurement, Profile, ProfileHeader
 from perseus_api.schedules import Schedule
-from perseus_operator.profiling.merging import Measured, blocking_watts, merge
+from perseus_operator.profiling.merging import Measured, blocking_power, merge
 from perseus_operator.profiling.sweeping import SweepSettings
 from perseus_planner import NoSlowdown, Pipeline, plan
 from perseus_planner.planning import Planned
@@ -212,9 +212,12 @@ def _errors(node: SimulatedNode, measured: Measured, watts: float) -> Errors:
             seconds, joules = node.expected(stage, instruction, clock)
             times.append(abs(row.time_seconds / seconds - 1))
             energies.append(abs(row.energy_joules / joules - 1))
-    blocking = [found for by_clock in measured.blocking.values() if (found := blocking_watts(by_clock)) is not None]
-    worst = max((abs(each / watts - 1) for each in blocking), default=1.0)
+    worst = max((abs(each / watts - 1) for each in _blocking_watts(measured)), default=1.0)
     return Errors(100 * max(times), 100 * max(energies), 100 * worst)
+
+
+def _blocking_watts(measured: Measured) -> list[float]:
+    return [power.watts for by_clock in measured.blocking.values() if (power := blocking_power(by_clock)) is not None]
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def _lost_points(node: SimulatedNode, truth: Profile, measured: Measured, best: 
     for clock in sorted(measured.rows, reverse=True):
         for key, row in measured.rows[clock].items():
             rows.setdefault(key, []).append(Measurement(clock, row.time_seconds, row.energy_joules))
-    watts = [found for by_clock in measured.blocking.values() if (found := blocking_watts(by_clock)) is not None]
+    watts = _blocking_watts(measured)
     profile = Profile(ProfileHeader(blocking_power_watts=watts[0]), {key: tuple(each) for key, each in rows.items()})
     found = plan(profile, best.pipeline, NoSlowdown())
     known = _known(node, truth, measured)

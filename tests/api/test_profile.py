@@ -26,6 +26,12 @@ def test_the_example_loads() -> None:
     assert profile.header.licence == "Apache-2.0"
 
 
+def test_a_given_blocking_power_has_no_standard_error_of_the_measured_one() -> None:
+    measured = '{"blockingPowerWatts": 80, "blockingPowerWattsStderr": 2}'
+    assert parse_profile(COLUMNS + GOOD, measured).header.blocking_power_watts_stderr == 2
+    assert parse_profile(COLUMNS + GOOD, measured, 75.0).header.blocking_power_watts_stderr == 0
+
+
 def test_a_bare_csv_loads_with_a_given_blocking_power() -> None:
     assert parse_profile(COLUMNS + GOOD, None, 75.0).header.blocking_power_watts == 75.0
 

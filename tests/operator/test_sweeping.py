@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from perseus_api.conditions import Condition
 from perseus_api.instructions import Instruction
 from perseus_api.measurements import BlockingRow, InstructionRow, RankReport
 from perseus_api.plan import JobReference, Plan
 from perseus_api.profile import parse_profile
 from perseus_api.schedules import Schedule
+from perseus_operator.conditions import Story
+from perseus_operator.drift import Corrections
+from perseus_operator.profiles import LoadedProfile, Source
 from perseus_operator.profiling.bounds import iteration_time, iterations_between, slowdown_at
 from perseus_operator.profiling.cache import fingerprint, subject_of
 from perseus_operator.profiling.choosing import RISES, next_clocks
 from perseus_operator.profiling.document import Subject, profile_csv, profile_header
 from perseus_operator.profiling.merging import Key, Row, merge
+from perseus_operator.profiling.repeats import Repeats
 from perseus_operator.profiling.sweeping import (
     ATTEMPTS,
     Finished,
@@ -29,12 +35,16 @@ from perseus_operator.profiling.sweeping import (
     decide,
     sweep_plan,
 )
+from perseus_operator.steps.drift import Drift
+from perseus_operator.steps.telling import tell_profile
+from perseus_operator.visit import Visit
 from perseus_planner import Pipeline, frontier
 
 CLOCKS = tuple(range(1410, 205, -15))
 PIPELINE = Pipeline(2, 4)
 JOB = JobReference(namespace="team", name="train", uid="uid-1")
 CHEAPEST = 1080
+WATTS = 80.0
 KEYS: tuple[Key, ...] = tuple(
     (stage, instruction) for stage in (0, 1) for instruction in (Instruction.FORWARD, Instruction.BACKWARD)
 )
@@ -46,7 +56,10 @@ def row(key: Key, clock: int, error: float = 0.001) -> Row:
     return Row(20, time, time * error, 20 * (1 + (1410 / clock - 1410 / CHEAPEST) ** 2), 20 * error)
 
 
-def report(rank: int, clocks: list[int], iteration: int = 100, error: float = 0.001, **changed: object) -> RankReport:
+def report(
+    rank: int, clocks: list[int], iteration: int = 100, error: float = 0.001, watts_stderr: float = 1.0,
+    **changed: object,
+) -> RankReport:  # fmt: skip
     rows = tuple(
         InstructionRow(
             instruction=key[1], frequency_megahertz=clock, samples=20, time_seconds=found.time_seconds,
@@ -55,7 +68,9 @@ def report(rank: int, clocks: list[int], iteration: int = 100, error: float = 0.
         )
         for clock in clocks for key in KEYS if key[0] == rank % 2 for found in [row(key, clock, error)]
     )  # fmt: skip
-    waits = tuple(BlockingRow(frequency_megahertz=clock, seconds=1, watts=80, watts_stderr=1) for clock in clocks)
+    waits = tuple(
+        BlockingRow(frequency_megahertz=clock, seconds=1, watts=WATTS, watts_stderr=watts_stderr) for clock in clocks
+    )
     known = {
         "namespace": "team", "job": "train", "job_uid": "uid-1", "pipeline": rank // 2, "stage": rank % 2,
         "tensor_rank": 0, "gpu": f"GPU-{rank}", "gpu_model": "A100", "driver": "580", "supported_clocks": CLOCKS,
@@ -66,12 +81,21 @@ def report(rank: int, clocks: list[int], iteration: int = 100, error: float = 0.
     return RankReport.model_validate({**known, **changed})
 
 
-def play(settings: SweepSettings, error: float = 0.001) -> tuple[Finished | Hopeless, list[Push]]:
-    """Let a perfect device measure whatever is asked for, to the end."""
+def play(
+    settings: SweepSettings, error: float = 0.001, watts_stderr: Callable[[int], float] = lambda _: 1.0
+) -> tuple[Finished | Hopeless, list[Push]]:
+    """Let a perfect device measure whatever is asked for, to the end.
+
+    Args:
+        settings: of the sweep.
+        error: relative standard error of every row.
+        watts_stderr: of a rank's power of waiting at a clock, after so many rounds that let ranks wait.
+    """
     memory, running, rounds = SweepMemory(), None, []
     clocks: list[int] = []
     while True:
-        reports = [report(rank, clocks, 10_000 * (len(rounds) + 1), error) for rank in range(4)]
+        waited = sum(not each.clocks for each in rounds)
+        reports = [report(rank, clocks, 10_000 * (len(rounds) + 1), error, watts_stderr(waited)) for rank in range(4)]
         step = decide(PIPELINE, reports, "m", running, settings, memory)
         if isinstance(step, (Finished, Hopeless)):
             return step, rounds
@@ -147,8 +171,63 @@ def test_the_windows_of_a_round_keep_the_bound_on_average() -> None:
     _, rounds = play(SweepSettings(bound=0.05))
     measured = {1410: {key: row(key, 1410) for key in KEYS}}
     for each in rounds[1:]:
-        extra = sum(count * slowdown_at(PIPELINE, clock, 1410, measured) for clock, count in each.windows)
+        extra = sum(count * slowdown_at(PIPELINE, min(clocks), 1410, measured) for clocks, count in each.windows)
         assert extra / each.iterations <= 0.05
+
+
+def waiting(rounds: list[Push]) -> list[Push]:
+    """The rounds that let ranks wait."""
+    return [each for each in rounds if not each.clocks]
+
+
+def test_where_the_power_of_waiting_is_known_no_round_lets_ranks_wait() -> None:
+    found, rounds = play(SweepSettings())
+    assert isinstance(found, Finished)
+    assert waiting(rounds) == []
+
+
+def test_where_it_is_not_ranks_wait_for_neighbours_at_the_lowest_clock_until_it_is() -> None:
+    plain, before = play(SweepSettings(bound=0.05))
+    found, rounds = play(SweepSettings(bound=0.05), watts_stderr=lambda waited: 1.0 if waited else 12.0)
+    assert isinstance(plain, Finished)
+    assert isinstance(found, Finished)
+    assert rounds[:-1] == before, "the clocks come first"
+    (last,) = waiting(rounds)
+    lowest = min(found.measured.rows)
+    assert {clocks for clocks, _ in last.windows} == {(lowest, 1410), (1410, lowest), (1410,)}
+    plan = sweep_plan(JOB, PIPELINE, last, 2, "m", 9, 1)
+    assert {tuple(set(rank).pop() for rank in each.clocks) for each in plan.variants} == {
+        (lowest, 1410), (1410, lowest), (1410, 1410),
+    }  # fmt: skip
+    slowdown = slowdown_at(PIPELINE, lowest, 1410, found.measured.rows)
+    slow = sum(count for clocks, count in last.windows if len(clocks) > 1)
+    assert slow * slowdown / last.iterations <= 0.05, "the bound holds"
+
+
+def test_power_of_waiting_that_stays_inexact_is_taken_and_told() -> None:
+    found, rounds = play(SweepSettings(), watts_stderr=lambda _: 12.0)
+    assert isinstance(found, Finished)
+    assert len(waiting(rounds)) == ATTEMPTS
+    header = profile_header(found.measured, Subject(("A100", "A100"), "580", 1, 2, 4, "ZBV"), "1")
+    assert header is not None
+    ranks_and_clocks = 4 * len(found.measured.rows)
+    assert header.blocking_power_watts_stderr == pytest.approx(12.0 / ranks_and_clocks**0.5, rel=1e-3)
+    profile = parse_profile(profile_csv(found.measured), header.model_dump_json(by_alias=True))
+    visit = Visit(("team", "train"), {}, Story())
+    tell_profile(
+        visit, LoadedProfile("train-profile", profile, "1", Source.MEASURED), Drift(Corrections("1"), Repeats())
+    )
+    assert "; the power of waiting, 80.0 W, has a standard error of 2" in visit.story.told[Condition.PROFILE_VALID][2]
+
+
+def test_a_model_that_never_waited_is_let_wait() -> None:
+    reports = [report(rank, list(CLOCKS[:2]), 10_000) for rank in range(4)]
+    only = SweepSettings(only=CLOCKS[:2])
+    silent = [each.model_copy(update={"gpu_model": "H100", "blocking": ()}) if each.stage else each for each in reports]
+    assert isinstance(decide(PIPELINE, reports, "m", None, only, SweepMemory()), Finished)
+    step = decide(PIPELINE, silent, "m", None, only, SweepMemory())
+    assert isinstance(step, Push)
+    assert waiting([step]) == [step]
 
 
 def test_rows_that_never_become_exact_come_again_and_are_given_up_with_a_reason() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -64,6 +65,38 @@ def test_training_goes_on_when_the_agent_is_killed_and_the_next_agent_is_found(
     connected(session)
     train(session, 10)
     assert session.connected
+    session.close()
+
+
+def test_a_script_that_has_no_file_left_for_a_while_finds_the_next_agent_afterwards(
+    rank: Rank, tmp_path: Path, start_agent: AgentStarter, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = start_agent()
+    session = connected(perseus_trainer.connect(rank, str(tmp_path / "agent.sock")))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, allowed[1]))
+    try:
+        agent.kill()
+        agent.wait()
+        train(session, 10)
+        eventually(lambda: "no socket to the agent" in caplog.text, "it is said")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+    start_agent()
+    connected(session)
+    session.close()
+
+
+def test_a_script_that_may_start_no_thread_trains_without_perseus(
+    rank: Rank, agent_side: AgentSide, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    session = perseus_trainer.connect(rank, str(agent_side.path))
+    train(session, 2)
+    assert "nobody looks for the agent (can't start new thread)" in caplog.text
     session.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch
 from agent_side import AgentSide, eventually, read
 from perseus_api.messages import BoundaryKind
 from perseus_trainer import Rank, Session
-from perseus_trainer.adapters import cuda
+from perseus_trainer.adapters import AdapterProblem, cuda
 from perseus_trainer.edges import CallbackEdge, SynchronisingEdge
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -151,6 +152,12 @@ def test_an_edge_that_the_script_chose_stays() -> None:
 def test_an_unknown_place_of_boundaries_is_named() -> None:
     with pytest.raises(ValueError, match="somewhere"):
         cuda.place(perseus_trainer.connect(), "somewhere", "cuda")
+
+
+def test_callbacks_without_cuda_bindings_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # As where the package is not installed.
+    with pytest.raises(AdapterProblem, match='install it, or choose boundary "synchronised"'):
+        cuda.place(perseus_trainer.connect(record=True), "callback", "cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

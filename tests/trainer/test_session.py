@@ -184,7 +184,7 @@ def test_a_number_that_no_message_holds_is_said_and_training_goes_on(
     eventually(lambda: session.connected, "the session is connected")
     with session.iteration(6), session.instruction("forward", microbatch=microbatch):
         pass
-    assert "does not fit its field" in caplog.text
+    assert caplog.text.count("does not fit its field") == 1
     with session.iteration(7):
         pass
     found = [shape(read(connection))[:2] for _ in range(3)]
@@ -249,6 +249,13 @@ def test_a_gpu_is_named_by_uuid_or_left_to_the_agent(variables: dict[str, str], 
 def test_a_missing_variable_is_named() -> None:
     with pytest.raises(EnvironmentProblem, match="PERSEUS_RANK is not set: set it, or start the script with torchrun"):
         Rank.from_environment({})
+
+
+def test_a_number_that_is_none_is_named_as_its_own_variable() -> None:
+    with pytest.raises(EnvironmentProblem, match=r"^PERSEUS_STAGES must be at least 1, not 0$"):
+        Rank.from_environment({**ENVIRONMENT, names.ENV_STAGES: "0"})
+    with pytest.raises(EnvironmentProblem, match=r"^PERSEUS_RANK must be a whole number, not 'x'$"):
+        Rank.from_environment({**ENVIRONMENT, names.ENV_RANK: "x"})
 
 
 def test_torchruns_own_rank_is_taken_where_the_operator_sets_none() -> None:

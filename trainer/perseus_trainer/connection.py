@@ -106,7 +106,10 @@ class Connection:
         # In a child too it is a new one: whoever held the lock of the parent's is not there.
         self._wanted = threading.Event()
         self._wanted.set()
-        threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
+        try:
+            threading.Thread(target=self._keep_connected, name="perseus-connection", daemon=True).start()
+        except RuntimeError as error:  # No more threads may be started.
+            logger.warning("nobody looks for the agent (%s): training goes on unlocked", error)
 
     def _lose(self, current: socket.socket) -> None:
         if self.socket is current:
@@ -130,7 +133,10 @@ class Connection:
 
     def _try_once(self) -> tuple[str, float]:
         """Connect; return what went wrong ("" if nothing did) and how long to wait before the next try."""
-        candidate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            candidate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        except OSError as error:  # The script has as many files open as it may: that passes.
+            return f"no socket to the agent ({error}): training goes on unlocked", RETRY_SECONDS
         self._candidate = candidate
         try:
             candidate.settimeout(WELCOME_TIMEOUT_SECONDS)

@@ -45,8 +45,9 @@ class Rank:
         name = names.ENV_RANK if given.get(names.ENV_RANK) else names.ENV_TORCH_RANK
         if not given.get(name):
             raise EnvironmentProblem(f"{names.ENV_RANK} is not set: set it, or start the script with torchrun")
+        shape, rank = _shape(given), _number(given, name, 0)
         try:
-            pipeline, stage, tensor_rank = _shape(given).place(_number(given, name, 0))
+            pipeline, stage, tensor_rank = shape.place(rank)
         except ValueError as error:
             raise EnvironmentProblem(f"{name}: {error}") from None
         return cls(
@@ -101,4 +102,4 @@ def _gpu(given: Mapping[str, str]) -> str:
     if not all(each.startswith("GPU-") for each in visible):
         return ""
     local = given.get(names.ENV_TORCH_LOCAL_RANK, "0" if len(visible) == 1 else "")
-    return visible[int(local)] if local.isdigit() and int(local) < len(visible) else ""
+    return visible[int(local)] if local.isdecimal() and int(local) < len(visible) else ""

@@ -199,7 +199,7 @@ class Session:
         try:
             connection.send(pack_boundary(kind, iteration, monotonic_ns(), *arguments))
         except MessageError as error:
-            logger.warning("%s", error)
+            self._complain(str(error))
 
     def _complain(self, text: str) -> None:
         """Say what a script does wrong, once for each mistake: training goes on, and so does the log."""

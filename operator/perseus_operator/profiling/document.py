@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perseus_api.profile import BlockingPower, ProfileHeader, StageGpu
 
-from perseus_operator.profiling.merging import Measured, blocking_watts
+from perseus_operator.profiling.merging import Blocking, Measured, blocking_power
 
 _COLUMNS = "stage,instruction,frequency,time,energy,samples,time_stderr,energy_stderr"
 
@@ -57,18 +57,25 @@ def profile_csv(measured: Measured) -> str:
 
 def profile_header(measured: Measured, subject: Subject, tool_version: str) -> ProfileHeader | None:
     """Return the header; None where no plan can be made, since some GPU model's power of waiting is not known."""
-    watts: dict[str, float] = {}
+    powers: dict[str, Blocking] = {}
     for model in set(subject.models):
-        power = blocking_watts(measured.blocking.get(model, {}))
+        power = blocking_power(measured.blocking.get(model, {}))
         if power is None:
             return None
-        watts[model] = round(power, 3)
-    mixed = len(watts) > 1
+        powers[model] = Blocking(round(power.watts, 3), round(power.watts_stderr, 3))
+    by_stage = [powers[model] for model in subject.models]
+    mixed = len(powers) > 1
     return ProfileHeader(
         gpu_model=subject.models[0],
         driver=subject.driver,
-        blocking_power_watts=sum(watts[model] for model in subject.models) / len(subject.models),
-        stage_gpus=tuple(StageGpu(gpu_model=model, blocking_power_watts=watts[model]) for model in subject.models)
+        blocking_power_watts=sum(each.watts for each in by_stage) / len(by_stage),
+        blocking_power_watts_stderr=max(each.watts_stderr for each in by_stage),
+        stage_gpus=tuple(
+            StageGpu(
+                gpu_model=model, blocking_power_watts=each.watts, blocking_power_watts_stderr=each.watts_stderr
+            )
+            for model, each in zip(subject.models, by_stage, strict=True)
+        )
         if mixed
         else (),
         blocking_power_at_clocks=tuple(

@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Blocking:
-    """Power of a GPU that waits, at one clock."""
+    """Power of a GPU that waits."""
 
     watts: float
     watts_stderr: float
@@ -84,9 +84,10 @@ def merge(reports: Iterable[RankReport], measurement: str, pipeline: Pipeline) -
     return found
 
 
-def blocking_watts(by_clock: dict[int, Blocking]) -> float | None:
+def blocking_power(by_clock: dict[int, Blocking]) -> Blocking | None:
     """Return one power for all clocks, weighted by how well each is known; None if none is."""
-    return _weighted([(each.watts, each.watts_stderr) for each in by_clock.values()])[0] if by_clock else None
+    powers = [(each.watts, each.watts_stderr) for each in by_clock.values()]
+    return Blocking(*_weighted(powers)) if powers else None
 
 
 def _row(rows: list[InstructionRow]) -> Row:

@@ -2,7 +2,8 @@
 
 A round is one plan: windows of iterations, one after another, each with its clock. When all ranks have passed the last
 one, what they measured says which clocks come next. A clock whose rows are not exact enough comes again; one that
-cannot be measured is given up with a reason.
+cannot be measured is given up with a reason. Once the clocks are done, ranks are let wait for
+one another where the power of waiting is not known well enough.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from perseus_planner.steps import letters
 
 from perseus_operator.profiling.bounds import instruction_time, iteration_time, iterations_between, slowdown_at
 from perseus_operator.profiling.choosing import next_clocks
-from perseus_operator.profiling.merging import Key, Measured, Row, blocking_watts, merge, unreported
+from perseus_operator.profiling.merging import Key, Measured, Row, blocking_power, merge, unreported
+from perseus_operator.profiling.waiting import Clocks, is_waiting_known, waiting_turns
 
 ATTEMPTS = 3
 STEADY_SECONDS = 10.0  # of the first round: agents see within it whether the chips still warm up
@@ -58,10 +60,12 @@ class SweepMemory:
 
     Attributes:
         tried: rounds that asked for a clock.
+        waited: rounds that let ranks wait.
         judged: generation of the plan whose outcome was looked at.
     """
 
     tried: dict[int, int] = field(default_factory=dict)
+    waited: int = 0
     judged: int = 0
 
 
@@ -83,12 +87,12 @@ class Push:
     """A round to begin.
 
     Attributes:
-        clocks: that it measures, in MHz.
-        windows: clock and number of iterations, one after the other.
+        clocks: that it measures, in MHz; none where it measures waiting alone.
+        windows: clocks of the ranks and number of iterations, one after the other.
     """
 
     clocks: tuple[int, ...]
-    windows: tuple[tuple[int, int], ...]
+    windows: tuple[tuple[Clocks, int], ...]
     message: str
 
     @property
@@ -172,12 +176,15 @@ def decide(
     blocking = _typical_blocking(measured)
     iteration_seconds = min(each.unlocked_iteration_seconds or each.iteration_seconds or 1.0 for each in connected)
     replicas = min(sum(each.stage == stage for each in connected) for stage in range(pipeline.stages))
+    replicas = min(replicas, MAXIMUM_REPLICAS)
     wanted = next_clocks(supported, complete, blocking, frozenset(given_up), settings.adaptive)
     if wanted:
-        replicas = min(replicas, MAXIMUM_REPLICAS)
         return _round(pipeline, wanted, highest, complete, settings, replicas, iteration_seconds)
     if len(complete) < 2:
         return Hopeless(_nothing(given_up))
+    models = {each.gpu_model for each in connected}
+    if pipeline.stages > 1 and memory.waited < ATTEMPTS and not is_waiting_known(measured, models):
+        return _waiting_round(pipeline, complete, settings, replicas)
     return _finished(reports, measurement, measured, complete, given_up)
 
 
@@ -187,14 +194,18 @@ def sweep_plan(
 ) -> Plan:  # fmt: skip
     """Return the plan document of a round."""
     orders = pipeline.orders()
-    variants: dict[int, Variant] = {}
+    variants: dict[Clocks, Variant] = {}
     windows: list[Window] = []
     begin = first_iteration
-    for clock, iterations in push.windows:
-        number = list(variants).index(clock) if clock in variants else len(variants)
-        clocks = tuple(tuple(clock if step.instruction.has_clock else 0 for step in order) for order in orders)
+    for told, iterations in push.windows:
+        number = list(variants).index(told) if told in variants else len(variants)
+        clocks = tuple(
+            tuple(told[rank % len(told)] if step.instruction.has_clock else 0 for step in order)
+            for rank, order in enumerate(orders)
+        )
+        name = "/".join(str(clock) for clock in told)
         # What it costs is what it is run for.
-        variants.setdefault(clock, Variant(name=f"{clock}", iteration_seconds=1.0, iteration_joules=0.0, clocks=clocks))
+        variants.setdefault(told, Variant(name=name, iteration_seconds=1.0, iteration_joules=0.0, clocks=clocks))
         windows.append(Window(first_iteration=begin, iterations=iterations, variant=number))
         begin += iterations
     return Plan(
@@ -266,11 +277,13 @@ def _is_complete(pipeline: Pipeline, rows: dict[Key, Row], settings: SweepSettin
 
 
 def _judge(running: Plan | None, complete: dict[int, dict[Key, Row]], memory: SweepMemory) -> None:
-    """Count once, for the round that is over, which of its clocks have been asked for in vain."""
+    """Count once, for the round that is over, which of its clocks have been asked for in vain, or that ranks waited."""
     if running is None or running.generation <= memory.judged:
         return
     memory.judged = running.generation
-    for clock in {int(variant.name) for variant in running.variants}:
+    asked = [{clock for clocks in variant.clocks for clock in clocks if clock} for variant in running.variants]
+    memory.waited += any(len(clocks) > 1 for clocks in asked)
+    for clock in set().union(*asked):
         if clock not in complete:
             memory.tried[clock] = memory.tried.get(clock, 0) + 1
 
@@ -292,7 +305,7 @@ def _nothing(given_up: dict[int, str]) -> str:
 
 
 def _typical_blocking(measured: Measured) -> float:
-    powers = [watts for by_clock in measured.blocking.values() if (watts := blocking_watts(by_clock)) is not None]
+    powers = [power.watts for by_clock in measured.blocking.values() if (power := blocking_power(by_clock)) is not None]
     return sum(powers) / len(powers) if powers else 0.0
 
 
@@ -303,11 +316,11 @@ def _round(
     """Return the iterations of a round: each at one clock, with those at the highest that the bound asks for."""
     own = iteration_time(pipeline, highest, complete)
     scale = iteration_seconds / own if not complete else 1.0
-    turns: list[list[tuple[int, int]]] = []
+    turns: list[list[tuple[Clocks, int]]] = []
     for clock in wanted[:MAXIMUM_CLOCKS]:
         slowdown = slowdown_at(pipeline, clock, highest, complete)
         pause = iterations_between(slowdown, settings.bound)
-        turn = [(clock, 1), *([(highest, pause)] if pause else [])]
+        turn: list[tuple[Clocks, int]] = [((clock,), 1), *([((highest,), pause)] if pause else [])]
         count = _iterations(pipeline, clock, complete, settings, replicas, scale)
         if not complete:
             count = max(count, math.ceil(STEADY_SECONDS / iteration_seconds))
@@ -315,6 +328,16 @@ def _round(
     windows = [window for turn in turns for window in turn][:MAXIMUM_WINDOWS]
     words = f"{', '.join(str(clock) for clock in wanted)} MHz are next"
     return Push(tuple(wanted), tuple(_joined(windows)), _progress(len(complete), words))
+
+
+def _waiting_round(
+    pipeline: Pipeline, complete: dict[int, dict[Key, Row]], settings: SweepSettings, replicas: int
+) -> Push:
+    """Return as many iterations in which ranks wait as a clock is measured in, for each half of them."""
+    count = _iterations(pipeline, min(complete), complete, settings, replicas, 1.0)
+    windows = waiting_turns(pipeline, complete, count, settings.bound)[:MAXIMUM_WINDOWS]
+    words = "ranks wait for one another, to know the power of waiting better"
+    return Push((), tuple(_joined(windows)), _progress(len(complete), words))
 
 
 def _iterations(
@@ -343,10 +366,10 @@ def _iterations(
     return min(MAXIMUM_ITERATIONS, needed + 1)
 
 
-def _joined(windows: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Join neighbours of one clock."""
-    for clock, group in groupby(windows, key=lambda window: window[0]):
-        yield clock, sum(count for _, count in group)
+def _joined(windows: Sequence[tuple[Clocks, int]]) -> Iterator[tuple[Clocks, int]]:
+    """Join neighbours of the same clocks."""
+    for clocks, group in groupby(windows, key=lambda window: window[0]):
+        yield clocks, sum(count for _, count in group)
 
 
 def _progress(count: int, words: str) -> str:

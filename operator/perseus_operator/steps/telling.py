@@ -7,11 +7,13 @@ import contextlib
 from perseus_api.conditions import Condition, Reason
 from perseus_api.job import PerseusJobSpec
 from perseus_api.plan import Plan
+from perseus_api.profile import ProfileHeader
 
 from perseus_operator.causes import Cause
 from perseus_operator.monitor import Monitor
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile, Source
+from perseus_operator.profiling.waiting import BLOCKING_ERROR
 from perseus_operator.steps.drift import Drift
 from perseus_operator.troubles import told
 from perseus_operator.visit import StragglerFinding, Visit
@@ -49,6 +51,7 @@ def tell_profile(visit: Visit, loaded: LoadedProfile, drift: Drift) -> None:
             f", measured in {loaded.sweep_iterations} iterations that were {loaded.sweep_slowdown_permille / 10:.1f} % "
             "longer than unlocked on average"
         )
+    words += _inexact_blocking(profile.header)
     if not drift.corrections.factors:
         visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_LOADED, words)
         return
@@ -56,6 +59,15 @@ def tell_profile(visit: Visit, loaded: LoadedProfile, drift: Drift) -> None:
     if drift.remark:
         words += f"; {drift.remark}"
     visit.story.say(Condition.PROFILE_VALID, True, Reason.PROFILE_DRIFTED, words)
+
+
+def _inexact_blocking(header: ProfileHeader) -> str:
+    """Return how well the power of waiting is known, of the GPU of which it is known worst; empty if well enough."""
+    powers = [(each.blocking_power_watts, each.blocking_power_watts_stderr) for each in header.stage_gpus or (header,)]
+    watts, stderr = max(powers, key=lambda power: power[1] - BLOCKING_ERROR * power[0])
+    if stderr <= BLOCKING_ERROR * watts:
+        return ""
+    return f"; the power of waiting, {watts:.1f} W, has a standard error of {stderr:.1f} W"
 
 
 def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Plan) -> None:

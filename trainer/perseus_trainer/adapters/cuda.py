@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from perseus_trainer.adapters import AdapterProblem
 from perseus_trainer.edges import CallbackEdge, SynchronisingEdge
 from perseus_trainer.session import Session
 
@@ -29,9 +30,20 @@ def synchronising() -> SynchronisingEdge:
 
 
 def callbacks() -> CallbackEdge:
-    """Return the edge that queues a host callback on the current stream (``cudaLaunchHostFunc``)."""
+    """Return the edge that queues a host callback on the current stream (``cudaLaunchHostFunc``).
+
+    Raises:
+        AdapterProblem: cuda-bindings is not there; torch brings it for CUDA alone.
+    """
     import torch
-    from cuda.bindings import runtime
+
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise AdapterProblem(
+            f"callbacks on the stream need the package cuda-bindings ({error}): install it, or choose boundary "
+            f'"{BoundaryAt.SYNCHRONISED.value}"'
+        ) from None
 
     def launch(function: int, argument: int) -> None:
         (status,) = runtime.cudaLaunchHostFunc(torch.cuda.current_stream().cuda_stream, function, argument)
@@ -51,6 +63,7 @@ def place(session: Session, at: BoundaryAt | str, device_type: str) -> None:
 
     Raises:
         ValueError: `at` is unknown.
+        AdapterProblem: what it needs is not installed.
     """
     asked = BoundaryAt(at)
     if asked is BoundaryAt.HOST:

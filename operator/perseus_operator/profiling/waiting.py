@@ -1,0 +1,45 @@
+"""Rounds that let ranks wait, where a schedule does not, so that their power stands out of the counter's noise. Pure.
+
+Ranks of a zero-bubble schedule wait for a few milliseconds of an iteration. More such iterations help little: the error
+falls with the root of their number, and agents fit the newest rows alone. But ranks wait long for neighbours that run
+at a low clock. So every other rank runs at the lowest clock that was measured, then those between them do, and the
+bound on the slowdown holds as for any iteration at that clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from perseus_planner import Pipeline
+
+from perseus_operator.profiling.bounds import Measurements, iterations_between, slowdown_at
+from perseus_operator.profiling.merging import Measured, blocking_power
+
+# Relative standard error at which the power of waiting is exact enough.
+BLOCKING_ERROR = 0.008
+Clocks = tuple[int, ...]  # in MHz, of one rank after another; they come again where there are more ranks
+
+
+def is_waiting_known(measured: Measured, models: Iterable[str]) -> bool:
+    """Whether the power of waiting is known well enough of each of some GPU models."""
+    found = [blocking_power(measured.blocking.get(model, {})) for model in models]
+    return all(power is not None and power.watts_stderr <= BLOCKING_ERROR * power.watts for power in found)
+
+
+def waiting_turns(pipeline: Pipeline, measured: Measurements, count: int, bound: float) -> list[tuple[Clocks, int]]:
+    """Return clocks and number of iterations, one after the other, in which each rank waits for its neighbours.
+
+    Args:
+        pipeline: of two or more ranks.
+        measured: rows of two clocks or more.
+        count: iterations in which each half of the ranks is slow.
+        bound: how much longer iterations may be on average.
+    """
+    lowest, highest = min(measured), max(measured)
+    # No rank is slower than in an iteration in which all are slow.
+    pause = iterations_between(slowdown_at(pipeline, lowest, highest, measured), bound)
+    turns: list[tuple[Clocks, int]] = []
+    for _ in range(count):
+        for clocks in ((lowest, highest), (highest, lowest)):
+            turns += [(clocks, 1), *([((highest,), pause)] if pause else [])]
+    return turns

@@ -70,6 +70,9 @@ AGENT_METRICS: Final[dict[str, str]] = {
     "perseus_clock_changes_held_back_total": (
         "Slower clocks that were not set because the rate of changes is bounded: the faster one stayed."
     ),
+    "perseus_clock_intermissions_total": (
+        "How often the rank's clock was given back between two iterations, because the script did something else."
+    ),
     "perseus_clock_changes_total": "Successful NVML clock lock and reset calls for this GPU.",
     "perseus_plan_generation_accepted": "Newest plan generation that the agent holds for this rank.",
     "perseus_plan_generation_active": "Plan generation that sets this rank's clocks now; 0 when none.",

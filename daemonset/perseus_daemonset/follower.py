@@ -139,6 +139,9 @@ class Follower:
         mismatch: what was wrong with the last of them, empty when the plan is followed again.
         mismatch_kind: that in one word: order, unfinished, surplus or broken.
         finished_order: whether every instruction of the plan's order has ended in this iteration.
+        ended_nanoseconds: when the last iteration ended, by the trainer; None while one runs, and where none ended.
+        intermissions: how often something else than the next iteration followed on one, and the clock was given back.
+        in_intermission: whether that is so now.
     """
 
     def __init__(self) -> None:
@@ -147,6 +150,9 @@ class Follower:
         self.mismatches = 0
         self.mismatch = self.mismatch_kind = ""
         self.finished_order = False
+        self.ended_nanoseconds: int | None = None
+        self.intermissions = 0
+        self.in_intermission = False
         self._newest: RankPlan | None = None
         self._waiting: list[RankPlan] = []  # accepted, oldest first, none yet begun
         self._active: RankPlan | None = None
@@ -207,10 +213,15 @@ class Follower:
         elif kind is _ITERATION_BEGIN:
             self._begin(boundary.iteration)
         elif kind is _ITERATION_END:
-            self._end()
+            self._end(boundary.time_nanoseconds)
         else:
             self._break()
         return self._wish()
+
+    def intermit(self) -> None:
+        """Something else runs between two iterations: the GPU is unlocked until the next begins, whatever comes."""
+        self.intermissions += 1
+        self.in_intermission = self._astray = True
 
     def _begin(self, iteration: int) -> None:
         if self._in_iteration:
@@ -225,12 +236,14 @@ class Follower:
         self._active = chosen
         self._position = 0
         self._in_iteration = True
-        self._astray = self.finished_order = False
+        self._astray = self.finished_order = self.in_intermission = False
+        self.ended_nanoseconds = None
 
-    def _end(self) -> None:
+    def _end(self, now_nanoseconds: int) -> None:
         if self._in_iteration:
             self._finish()
         self._in_iteration = False
+        self.ended_nanoseconds = now_nanoseconds
 
     def _break(self) -> None:
         if self._in_iteration and self.reference is not None and not self._astray:

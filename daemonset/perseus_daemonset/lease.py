@@ -29,6 +29,7 @@ from perseus_daemonset.bounds import MESSAGES_PER_SECOND, Rate
 from perseus_daemonset.caretaker import Caretaker
 from perseus_daemonset.follower import Follower, RankPlan
 from perseus_daemonset.hardware import HardwareError
+from perseus_daemonset.intermission import patience_seconds
 from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.pods import Pod
 
@@ -127,13 +128,15 @@ class Lease:
         return running if running is not None and running.has_clock else None
 
     def upkeep(self) -> None:
-        """Bring the books up to date, and have the baseline kept when it was measured anew."""
+        """Bring the books up to date, have a new baseline kept, give the clock back in an intermission."""
         if self._unkept:
             self._keep_books()
         measured = self.account.unlocked.iterations
         if measured != self._measured:
             self._measured = measured
             self.on_measured()
+        if self._is_silent():
+            self._intermit()
 
     def end(self) -> None:
         """End the lease from outside: its wishes are void from now on, and the reading thread notices."""
@@ -199,6 +202,26 @@ class Lease:
             if unspent >= SPENT_AT_ONCE:
                 self.rate.spend(unspent)
                 unspent = 0
+
+    def _is_silent(self) -> bool:
+        """Whether the clock is locked for an iteration that has not begun, though it is long due."""
+        follower = self.follower
+        ended, plan = follower.ended_nanoseconds, follower.reference
+        # Without a lock of ours there is nothing to give back; one that somebody else replaced is none.
+        if ended is None or plan is None or follower.in_intermission or self.controller.requested_megahertz is None:
+            return False
+        patience = patience_seconds(plan.predicted_seconds, self.account.unlocked_iteration_seconds)
+        return time.monotonic_ns() - ended > patience * _NANOSECONDS
+
+    def _intermit(self) -> None:
+        with self._mutex:
+            if not self._is_silent():
+                return  # The next iteration has begun meanwhile.
+            self.follower.intermit()
+            if self.measurer is not None:
+                self.measurer.intermission()
+            self.controller.wish(self, None)
+        self.caretaker.nudge()
 
     def _measure(self, part: RankPlan | None) -> None:
         """Measure while the plan is a sweep; the rows of another sweep are forgotten when it begins."""

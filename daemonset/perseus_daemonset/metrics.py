@@ -86,6 +86,7 @@ def _collect_rank(families: Families, key: RankKey, lease: Lease) -> None:
     families.gauge("perseus_plan_generation_active", rank, follower.active_generation)
     families.counter("perseus_plans_late_total", rank, follower.late)
     families.counter("perseus_mismatches_total", rank, follower.mismatches)
+    families.counter("perseus_clock_intermissions_total", rank, follower.intermissions)
     families.counter("perseus_messages_throttled_total", rank, lease.rate.throttled)
     state, reason = state_of(lease)
     families.gauge("perseus_rank_state", {**rank, "state": state.value, "reason": reason}, 1)

@@ -80,5 +80,7 @@ def _explain(lease: Lease, state: RankState, reason: str) -> str:
             return "there is no plan for this rank; it runs at full speed"
         case RankState.DISCONNECTED:
             return "the training process has no connection; the clock is free"
+        case RankState.FOLLOWING if lease.follower.in_intermission:
+            return "the script does something else since its last iteration; the clock is free until the next begins"
         case _:
             return ""

@@ -55,7 +55,9 @@ sys.stdin.readline()
 def session(agent: AgentProcess, node: SimulatedNode) -> Iterator[Session]:
     """Rank 0 with a plan of two microbatches, which it has followed for an iteration."""
     variant = {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[810] * 4] * 2}
-    agent.plan(make_plan(order=[ORDER, ORDER], variants=[variant]))
+    # A test may look at the clock of an iteration that has ended: the agent waits for the next as long as half of one.
+    baseline = {"iterationSeconds": 60.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0}
+    agent.plan(make_plan(order=[ORDER, ORDER], variants=[variant], baseline=baseline))
     made = perseus_trainer.connect(Rank("research", "gpt", 0, 0, 0, node.gpus[0].uuid), str(agent.path))
     eventually(lambda: made.connected, "the session is connected")
     train(made, ORDER, 1)

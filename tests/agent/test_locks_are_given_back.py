@@ -165,6 +165,7 @@ def test_a_killed_agent_leaves_the_lock_to_the_watchdog(
             trainer.begin(iteration)
             trainer.run(iteration, "FB")
             trainer.end(iteration)
+        trainer.begin(3)
         locked(node)
         # Only who has started can come to help: on a busy machine Python's start alone takes seconds.
         eventually(lambda: waits_for_lock(watchdog.pid), "the watchdog waits in the kernel", 60)

@@ -215,6 +215,28 @@ def test_an_iteration_that_an_exception_left_moves_no_row() -> None:
     assert device.measurer.longest_seconds == pytest.approx(whole), "what is broken is no iteration of the sweep"
 
 
+def test_what_a_script_does_between_two_iterations_of_a_sweep_moves_no_row() -> None:
+    device = Device(Measurer("m"), 20 * MILLISECOND)
+    number = steady(device)
+    whole = device.measurer.longest_seconds
+    for _ in range(20):
+        for clock in (1200, 1200, 1200):
+            device.iteration(number, clock)
+            number += 1
+        device.burn(1500 * MILLISECOND, 300.0)  # An evaluation, at first at the sweep's clock.
+        device.measurer.intermission()
+        device.request(None)
+        device.burn(5 * SECOND, 400.0)
+    rows, blocking = device.measurer.rows()
+    assert {row.frequency_megahertz for row in rows} == {1410, 1200}
+    for row in rows:
+        known = row.instruction, row.frequency_megahertz
+        assert row.time_seconds == pytest.approx(seconds(*known), rel=1e-3)
+        assert row.energy_joules == pytest.approx(seconds(*known) * watts(*known), rel=0.01)
+    assert [each.watts for each in blocking] == pytest.approx([BLOCKING_WATTS] * len(blocking), rel=0.01)
+    assert device.measurer.longest_seconds < 1.3 * whole, "it made no iteration of the sweep longer"
+
+
 def test_refreshes_are_found_with_few_reads_and_their_moments_are_right() -> None:
     finder, found, reads, now = RefreshFinder(), [], 0, 0
     period, phase = 100 * MILLISECOND, 37 * MILLISECOND

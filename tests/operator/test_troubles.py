@@ -11,6 +11,7 @@ from perseus_operator.monitor import Monitor, WatchedJob
 from perseus_operator.prometheus import JobReport
 from perseus_operator.sight import Sight
 from perseus_operator.steps.telling import tell_applied
+from perseus_operator.stragglers import JobWatch
 from perseus_operator.transport import NoAnswer
 from perseus_operator.troubles import MAXIMUM_OF_A_JOB, Trouble, read_troubles, told
 from perseus_operator.visit import Visit
@@ -66,24 +67,57 @@ def test_only_the_first_is_named_and_the_others_counted() -> None:
     assert "and others:" in told(others)[1]
 
 
-def test_the_condition_says_it_though_every_agent_has_the_plan_and_when_a_rank_is_there_twice() -> None:
-    class Watching(Monitor):
-        def __init__(self, report: JobReport) -> None:
-            super().__init__(lambda _: None)
-            self.answered = True
-            self._report = report
+@pytest.mark.parametrize(
+    ("troubles", "ranks", "applied"), [((), 4, "True"), ((MISMATCH,), 4, "False"), ((), 5, "Unknown")]
+)
+def test_the_condition_says_it_though_every_agent_has_the_plan_and_when_a_rank_is_there_twice(
+    troubles: tuple[Trouble, ...], ranks: int, applied: str
+) -> None:
+    status, _, _ = told_of(JobReport(accepted={1: ranks}, active={1: ranks}, troubles=troubles))
+    assert status == applied
 
-        def find(self, key: tuple[str, str]) -> WatchedJob | None:
-            job = WatchedJob.__new__(WatchedJob)
-            job.sight = Sight(self._report, 0.0)
-            return job
 
-    spec, plan = Shape(), Generation()
-    for troubles, ranks, applied in (((), 4, True), ((MISMATCH,), 4, False), ((), 5, None)):
-        visit = Visit(("research", "gpt"), {}, Story())
-        report = JobReport(accepted={1: ranks}, active={1: ranks}, troubles=troubles)
-        tell_applied(visit, Watching(report), spec, plan)  # type: ignore[arg-type]
-        assert visit.story.status_of(Condition.PLAN_APPLIED) is applied
+@pytest.mark.parametrize(
+    ("active", "reached", "reason", "words"),
+    [
+        ({0: 4}, 2, Reason.MEASURING_BASELINE, "generation 1 holds from iteration 3"),
+        (
+            {0: 4}, 50, Reason.WAITING_FOR_AGENTS,
+            "generation 1 is at every agent; 4 of 4 ranks have begun no iteration since",
+        ),
+        (
+            {0: 1, 1: 3}, None, Reason.WAITING_FOR_AGENTS,
+            "generation 1 is at every agent; 1 of 4 ranks have begun no iteration since",
+        ),
+    ],
+    ids=["baseline", "all agents restarted", "one agent restarted"],
+)  # fmt: skip
+def test_ranks_whose_agent_restarted_are_not_said_to_measure_a_baseline_that_is_over(
+    active: dict[int, int], reached: int | None, reason: Reason, words: str
+) -> None:
+    watch = JobWatch(highest_iteration={} if reached is None else {0: reached})
+    assert told_of(JobReport(accepted={1: 4}, active=active), watch) == ("False", reason, words)
+
+
+class Watching(Monitor):
+    """A monitor that has seen one report."""
+
+    def __init__(self, report: JobReport, watch: JobWatch) -> None:
+        super().__init__(lambda _: None)
+        self.answered = True
+        self._report, self._watch = report, watch
+
+    def find(self, key: tuple[str, str]) -> WatchedJob | None:
+        job = WatchedJob.__new__(WatchedJob)
+        job.sight, job.watch = Sight(self._report, 0.0), self._watch
+        return job
+
+
+def told_of(report: JobReport, watch: JobWatch | None = None) -> tuple[str, Reason, str]:
+    """What PlanApplied says of a report."""
+    visit = Visit(("research", "gpt"), {}, Story())
+    tell_applied(visit, Watching(report, watch or JobWatch()), Shape(), Generation())  # type: ignore[arg-type]
+    return visit.story.told[Condition.PLAN_APPLIED]
 
 
 class Shape:
@@ -96,4 +130,4 @@ class Shape:
 class Generation:
     """A plan of generation 1."""
 
-    generation, first_iteration = 1, 0
+    generation, first_iteration = 1, 3

@@ -107,6 +107,11 @@ class Measurer:
         with self._mutex:
             self._held.request(begin_nanoseconds, megahertz)
 
+    def intermission(self) -> None:
+        """Something else runs after an iteration, whose duration is not known by the begin of the next one."""
+        with self._mutex:
+            self._iteration_begin = None
+
     def look(self, begin: int, end: int, megahertz: int, celsius: float, undisturbed: bool) -> None:
         """The device was asked between two moments (nanoseconds)."""
         with self._mutex:

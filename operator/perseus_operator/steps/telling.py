@@ -10,10 +10,11 @@ from perseus_api.plan import Plan
 from perseus_api.profile import ProfileHeader
 
 from perseus_operator.causes import Cause
-from perseus_operator.monitor import Monitor
+from perseus_operator.monitor import Monitor, WatchedJob
 from perseus_operator.planning import Stragglers
 from perseus_operator.profiles import LoadedProfile, Source
 from perseus_operator.profiling.waiting import BLOCKING_ERROR
+from perseus_operator.prometheus import JobReport
 from perseus_operator.steps.drift import Drift
 from perseus_operator.troubles import told
 from perseus_operator.visit import StragglerFinding, Visit
@@ -95,6 +96,10 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
     elif report.least_accepted < plan.generation:
         words = f"generation {plan.generation} is on its way to the agents"
         visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING_FOR_AGENTS, words)
+    elif not report.least_active and _has_begun(watched, report, plan):
+        idle = report.active[0]
+        words = f"generation {plan.generation} is at every agent; {idle} of {ranks} ranks have begun no iteration since"
+        visit.story.say(Condition.PLAN_APPLIED, False, Reason.WAITING_FOR_AGENTS, words)
     elif report.least_active < plan.generation:
         reason = Reason.WAITING_FOR_AGENTS if report.least_active else Reason.MEASURING_BASELINE
         words = f"generation {plan.generation} holds from iteration {plan.first_iteration}"
@@ -102,6 +107,12 @@ def tell_applied(visit: Visit, monitor: Monitor, spec: PerseusJobSpec, plan: Pla
     else:
         words = f"all {ranks} ranks run generation {plan.generation}"
         visit.story.say(Condition.PLAN_APPLIED, True, Reason.ALL_AGENTS, words)
+
+
+def _has_begun(watched: WatchedJob | None, report: JobReport, plan: Plan) -> bool:
+    """Whether the baseline is over, by what any rank runs or any pipeline has reached."""
+    reached = watched.watch.highest_iteration.values() if watched is not None else ()
+    return max(report.active) > 0 or max(reached, default=-1) >= plan.first_iteration
 
 
 def tell_as_before(visit: Visit, monitor: Monitor, plan: Plan) -> None:

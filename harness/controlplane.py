@@ -46,6 +46,7 @@ _START_SECONDS = 90.0
 # The longest benchmark's operator is never without a valid one.
 _TOKEN_SECONDS = 24 * 3600
 _SERVER_PORTS = (20_000, 32_768)
+_claims: list[socket.socket] = []
 # A killed run leaves no process behind.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
@@ -161,9 +162,17 @@ class ControlPlane:
         """Wait until the API server says that it is ready.
 
         Raises:
-            TestbedError: not in time.
+            TestbedError: not in time, or a part has ended.
         """
-        wait_until("the bare API server", self.is_ready, timeout_seconds=_START_SECONDS, period_seconds=0.2)
+        wait_until("the bare API server", self._is_ready_or_ends, timeout_seconds=_START_SECONDS, period_seconds=0.2)
+
+    def _is_ready_or_ends(self) -> bool:
+        for name in ("etcd", "api"):
+            process = self._processes.get(name)
+            if process is not None and process.poll() is not None:
+                *_, last = ["no word", *(self.folder / f"{name}.log").read_text().splitlines()]
+                raise TestbedError(f"{name} of the control plane in {self.folder} has ended: {last}")
+        return self.is_ready()
 
     def is_ready(self) -> bool:
         """Whether the API server answers."""
@@ -305,13 +314,18 @@ def running(
 def free_port() -> int:
     """Return a port of loopback that nobody uses now.
 
-    It lies below those that the kernel gives to connections (from 32768 on): none takes it before its server is up.
+    It lies below those that the kernel gives to connections (from 32768 on): none takes it before its server is up. Nor
+    does another of us: while this process lives, the port is claimed by a name among the kernel's abstract sockets.
     """
     while True:
         port = random.SystemRandom().randrange(*_SERVER_PORTS)
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            claim.bind(f"\0perseus-port-{port}")
             probe.bind(("127.0.0.1", port))
+            _claims.append(claim)
             return port
+        claim.close()
 
 
 def resident_megabytes(pid: int, peak: bool = False) -> float:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 WRITE_VERBS = frozenset({"create", "update", "patch", "delete", "deletecollection"})
+Event = dict[str, Any]
+# Most of a cluster's log is its own components': lines are told apart before they are read.
+_ACCOUNTS = re.compile(rb'"username":"system:serviceaccount:')
 
 
 @dataclass(frozen=True)
@@ -31,43 +37,32 @@ class Use:
 
 
 class AuditLog:
-    """The log from some moment on."""
+    """The log from some moment on, also where the API server has begun another file meanwhile."""
 
     def __init__(self, path: Path, whole: bool = False) -> None:
         """Begin at the present end, or at the very beginning."""
         self._path = path
-        self._offset = path.stat().st_size if path.exists() and not whole else 0
+        known = path.stat() if path.exists() and not whole else None
+        self._file, self._offset = (known.st_ino, known.st_size) if known else (0, 0)
 
     def uses(self, user: str) -> Iterator[Use]:
-        """Yield what a user asked for since then, and got or would have got; refusals by RBAC are left out."""
-        with self._path.open("rb") as log:
-            log.seek(self._offset)
-            for line in log:
-                if not line.endswith(b"\n"):
-                    return
-                event = json.loads(line)
-                reference = event.get("objectRef") or {}
-                if event["user"]["username"] != user or not reference or "impersonatedUser" in event:
-                    continue
-                resource = reference.get("resource", "")
-                if reference.get("subresource"):
-                    resource = f"{resource}/{reference['subresource']}"
-                created = event["verb"] == "patch" and (event.get("responseStatus") or {}).get("code") == 201
-                # Server-side apply of what is not there asks for the right to create as well.
-                for verb in (event["verb"], "create") if created else (event["verb"],):
-                    yield Use(
-                        reference.get("apiGroup", ""), resource, verb, reference.get("namespace", ""),
-                        reference.get("name", ""),
-                    )  # fmt: skip
+        """Yield what a service account asked for since then, whether it got it or not."""
+        for event in self._events():
+            if event["user"]["username"] == user:
+                yield from _uses_of(event)
+
+    def uses_by_user(self) -> dict[str, Counter[Use]]:
+        """Count what each service account asked for since then, whether it got it or not."""
+        found: dict[str, Counter[Use]] = {}
+        for event in self._events():
+            found.setdefault(event["user"]["username"], Counter()).update(_uses_of(event))
+        return found
 
     def refusals(self, user: str) -> list[str]:
-        """Return what RBAC refused a user since then."""
-        with self._path.open("rb") as log:
-            log.seek(self._offset)
-            events = [json.loads(line) for line in log if line.endswith(b"\n")]
+        """Return what a service account was refused since then, by RBAC or an admission plugin."""
         return [
             f"{event['verb']} {event['requestURI']}"
-            for event in events
+            for event in self._events()
             if event["user"]["username"] == user and (event.get("responseStatus") or {}).get("code") == 403
         ]
 
@@ -75,7 +70,39 @@ class AuditLog:
         """Count a user's writes by verb and resource; one that creates by apply is one."""
         return Counter(f"{use.verb} {use.resource}" for use in self.uses(user) if is_write(use))
 
+    def _began_in(self, status: os.stat_result) -> bool:
+        return status.st_ino == self._file and status.st_size >= self._offset
+
+    def _events(self) -> Iterator[Event]:
+        # A full file is renamed, with the time in its name, and a new one begun.
+        full = sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}"))
+        files = [each for each in (*full, self._path) if each.exists()]
+        begun = [each for each in files if self._began_in(each.stat())]
+        for path in files[files.index(begun[0]) :] if begun else files:
+            with path.open("rb") as log:
+                log.seek(self._offset if path in begun else 0)
+                for line in log:
+                    if not line.endswith(b"\n"):
+                        return
+                    if _ACCOUNTS.search(line):
+                        yield json.loads(line)
+
 
 def is_write(use: Use) -> bool:
     """Whether a use is a request that writes; a create by apply is told beside its patch, and an event has no name."""
     return use.verb in WRITE_VERBS and not (use.verb == "create" and use.name)
+
+
+def _uses_of(event: Event) -> Iterator[Use]:
+    reference = event.get("objectRef") or {}
+    if not reference or "impersonatedUser" in event:
+        return
+    resource = reference.get("resource", "")
+    if reference.get("subresource"):
+        resource = f"{resource}/{reference['subresource']}"
+    created = event["verb"] == "patch" and (event.get("responseStatus") or {}).get("code") == 201
+    # Server-side apply of what is not there asks for the right to create as well.
+    for verb in (event["verb"], "create") if created else (event["verb"],):
+        yield Use(
+            reference.get("apiGroup", ""), resource, verb, reference.get("namespace", ""), reference.get("name", "")
+        )

@@ -1,7 +1,8 @@
 """A bare control plane: real etcd and kube-apiserver on loopback, and whichever controllers a scenario asks for.
 
 No node, no network of its own: it starts in seconds beside any other. Each part can be killed and started again, for
-that is what the scenarios are about. All requests are audited, so that a test can say who did what.
+that is what the scenarios are about. All requests of service accounts are audited, so that a test can say who did what;
+the programs run with the accounts that the chart gives them, and none may ask for more than the chart grants.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.client import Client, Refused
+from harness import rights
+from harness.audit import AuditLog
+from harness.client import Client, Document, Refused
 from testbed import binaries as programs
 from testbed.definitions import define
 from testbed.errors import TestbedError
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
+from testbed.installation import ROOT
+from testbed.installation import SYSTEM_NAMESPACE as SYSTEM
 
-ROOT = Path(__file__).resolve().parents[1]
-SYSTEM = "perseus-system"
+__all__ = [
+    "DIES_WITH_US", "ROOT", "SYSTEM", "ControlPlane", "RightsExceeded", "free_port", "resident_megabytes", "running",
+]  # fmt: skip
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -37,9 +43,16 @@ _AUDIT_POLICY = {
 }
 _CLIENT_RATE = ("--kube-api-qps=300", "--kube-api-burst=600")
 _START_SECONDS = 90.0
+# The longest benchmark's operator is never without a valid one.
+_TOKEN_SECONDS = 24 * 3600
 _SERVER_PORTS = (20_000, 32_768)
+_claims: list[socket.socket] = []
 # A killed run leaves no process behind.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+class RightsExceeded(TestbedError):
+    """A program asked for what the chart does not grant it; the text names the account and the right."""
 
 
 class ControlPlane:
@@ -49,6 +62,7 @@ class ControlPlane:
         folder: of this control plane's files and logs.
         client: speaks as the administrator.
         url: of the API server.
+        grants: the accounts and rights that were installed, the chart's own to begin with.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class ControlPlane:
         self._variant = "-older" if older else ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.client = Client(self.url, "token", self.certificate)
+        self.grants: list[Document] = list(rights.rendered())
 
     @property
     def certificate(self) -> Path:
@@ -84,6 +99,11 @@ class ControlPlane:
         return self.folder / "kubeconfig"
 
     @property
+    def operator_kubeconfig(self) -> Path:
+        """The credentials of the operator's account, as the chart makes it."""
+        return self.folder / "operator-kubeconfig"
+
+    @property
     def audit_log(self) -> Path:
         """What service accounts asked for, one JSON document a line."""
         return self.folder / "audit.log"
@@ -94,7 +114,7 @@ class ControlPlane:
         return self._binaries["kubectl"]
 
     def start(self, empty: bool = False) -> None:
-        """Start everything, and install the CRD and the operator's namespace, unless it shall be empty.
+        """Start everything, and install the CRD, the operator's namespace and accounts, unless it shall be empty.
 
         Raises:
             TestbedError: a part does not come up.
@@ -106,6 +126,8 @@ class ControlPlane:
         if not empty:
             define(self.kubectl, ROOT / "crds")
             self.kubectl("create", "namespace", SYSTEM)
+            rights.install(self.client, self.grants)
+            self.credentials(self.operator_kubeconfig)
         if self._controllers:
             self.start_part("manager")
         if self._scheduler:
@@ -140,9 +162,17 @@ class ControlPlane:
         """Wait until the API server says that it is ready.
 
         Raises:
-            TestbedError: not in time.
+            TestbedError: not in time, or a part has ended.
         """
-        wait_until("the bare API server", self.is_ready, timeout_seconds=_START_SECONDS, period_seconds=0.2)
+        wait_until("the bare API server", self._is_ready_or_ends, timeout_seconds=_START_SECONDS, period_seconds=0.2)
+
+    def _is_ready_or_ends(self) -> bool:
+        for name in ("etcd", "api"):
+            process = self._processes.get(name)
+            if process is not None and process.poll() is not None:
+                *_, last = ["no word", *(self.folder / f"{name}.log").read_text().splitlines()]
+                raise TestbedError(f"{name} of the control plane in {self.folder} has ended: {last}")
+        return self.is_ready()
 
     def is_ready(self) -> bool:
         """Whether the API server answers."""
@@ -163,20 +193,24 @@ class ControlPlane:
         """
         return run([self.kubectl_path, "--kubeconfig", self.kubeconfig, *arguments], text_input=input_text)
 
-    def make_administrator(self, name: str) -> str:
-        """Return a token of a service account that may do everything: the audit log tells what it did."""
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
-        self.client.apply(f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/{name}", account, "harness")
-        group = "rbac.authorization.k8s.io"
-        binding = {
-            "apiVersion": f"{group}/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}],
-        }
-        self.client.apply(f"/apis/{group}/v1/clusterrolebindings/{name}", binding, "harness")
-        return self.account_token(SYSTEM, name)
+    def grant(self, documents: Sequence[Document]) -> None:
+        """Install further accounts and rights, or other ones of these accounts, as part of what is granted here."""
+        rights.install(self.client, documents)
+        self.grants += documents
+
+    def check_rights(self) -> None:
+        """See that no program has asked for more than it was granted.
+
+        Raises:
+            RightsExceeded: one has.
+        """
+        found = rights.exceeded(AuditLog(self.audit_log, whole=True), self.grants)
+        if found:
+            raise RightsExceeded(f"asked for and not granted by the chart: {'; '.join(found)}")
+
+    def credentials(self, path: Path, account: str = rights.OPERATOR, url: str = "") -> Path:
+        """Write the credentials of one of the chart's accounts, for the API server or for what stands before it."""
+        return self.write_kubeconfig(path, url, self.account_token(SYSTEM, account), account)
 
     def write_kubeconfig(self, path: Path, url: str = "", token: str = "token", user: str = "admin") -> Path:
         """Write credentials for a user, for the API server or for something that stands before it."""
@@ -197,7 +231,9 @@ class ControlPlane:
     def account_token(self, namespace: str, name: str) -> str:
         """Return a token of a service account."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
-        answer = self.client.post(path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}})
+        spec = {"expirationSeconds": _TOKEN_SECONDS}
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        answer = self.client.post(path, request)
         return str(answer["status"]["token"])
 
     def _prepare(self) -> None:
@@ -259,11 +295,17 @@ def running(
     older: bool = False,
     empty: bool = False,
 ) -> Iterator[ControlPlane]:
-    """A control plane for the time of a block; its data goes away with it, its logs stay."""
+    """A control plane for the time of a block; its data goes away with it, its logs stay.
+
+    Raises:
+        TestbedError: it does not start.
+        RightsExceeded: a program has asked for more than the chart grants it.
+    """
     plane = ControlPlane(folder, controllers, scheduler, older)
     try:
         plane.start(empty)
         yield plane
+        plane.check_rights()
     finally:
         plane.stop()
         shutil.rmtree(folder / "etcd", ignore_errors=True)
@@ -272,13 +314,18 @@ def running(
 def free_port() -> int:
     """Return a port of loopback that nobody uses now.
 
-    It lies below those that the kernel gives to connections (from 32768 on): none takes it before its server is up.
+    It lies below those that the kernel gives to connections (from 32768 on): none takes it before its server is up. Nor
+    does another of us: while this process lives, the port is claimed by a name among the kernel's abstract sockets.
     """
     while True:
         port = random.SystemRandom().randrange(*_SERVER_PORTS)
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            claim.bind(f"\0perseus-port-{port}")
             probe.bind(("127.0.0.1", port))
+            _claims.append(claim)
             return port
+        claim.close()
 
 
 def resident_megabytes(pid: int, peak: bool = False) -> float:

@@ -10,19 +10,18 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from perseus_api import names
 
 from harness.controlplane import SYSTEM, ControlPlane
 from harness.objects import batch_path
-from harness.rights import CHART, RELEASE
 from testbed import binaries as programs
 from testbed.definitions import wait_until_established
 from testbed.errors import TestbedError
 from testbed.execution import run, wait_until
 from testbed.folders import Folders
+from testbed.installation import CHART, RELEASE
 
 _HOOK = f"{RELEASE}-uninstall"
 _HOOK_SECONDS = 60.0
@@ -57,10 +56,6 @@ class Release:
         self.helm("install", RELEASE, str(CHART), "--namespace", SYSTEM, "--create-namespace", *sets)
         wait_until_established(self.plane.kubectl, "crd/perseusjobs.perseus.energy")
 
-    def credentials(self, account: str, path: Path, url: str = "") -> Path:
-        """Write the credentials of one of the chart's accounts, for the API server or for what stands before it."""
-        return self.plane.write_kubeconfig(path, url, self.plane.account_token(SYSTEM, account), account)
-
     def uninstall(self) -> None:
         """Uninstall it, and run the hook's program when its Job is there, as a node would.
 
@@ -94,7 +89,7 @@ class Release:
     def _run_hook(self, hook: dict[str, Any]) -> None:
         pod = hook["spec"]["template"]["spec"]
         (container,) = pod["containers"]
-        kubeconfig = self.credentials(pod["serviceAccountName"], self.plane.folder / "hook-kubeconfig")
+        kubeconfig = self.plane.credentials(self.plane.folder / "hook-kubeconfig", pod["serviceAccountName"])
         told = {each["name"]: each.get("value", SYSTEM) for each in container["env"]}
         program, *arguments = container["command"]
         if program != "perseus-operator":

@@ -17,8 +17,9 @@ from typing import Any
 
 from perseus_api import names
 
+from harness import rights
 from harness.audit import AuditLog, is_write
-from harness.controlplane import SYSTEM, ControlPlane, free_port, running
+from harness.controlplane import ControlPlane, free_port, running
 from harness.fleet import fleet
 from harness.objects import core_path, frontier_data, frontier_of, job_path, perseus_job, profile_config_map
 from harness.operator import OperatorProcess
@@ -26,7 +27,7 @@ from harness.prometheus import scraping
 from harness.training import JobKey, Training
 from testbed.execution import say, wait_until
 
-USER = f"system:serviceaccount:{SYSTEM}:operator"
+USER = rights.user(rights.OPERATOR)
 MODELS, MICROBATCHES, SCRAPE_SECONDS = 10, 8, 1.0
 STAGES, TENSOR_PARALLEL = 4, 2
 GPUS_OF_A_POD = STAGES * TENSOR_PARALLEL
@@ -67,10 +68,10 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
         fleet(plane, size.nodes),
     ):
         say(f"{size.nodes} nodes are ready")
-        token = plane.make_administrator("operator")
-        kubeconfig = plane.write_kubeconfig(folder / "operator-kubeconfig", token=token, user="operator")
         log = folder / "operator.log"
-        with OperatorProcess(kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus) as operator:
+        with OperatorProcess(
+            plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus
+        ) as operator:
             return _Run(plane, training, operator, size).figures()
 
 

@@ -99,7 +99,9 @@ def stage(folder: Path, older: bool = False, empty: bool = False, **variables: s
         Training(plane) as training,
         scraping(folder, training.port, SCRAPE_SECONDS) as prometheus,
     ):
-        kubeconfig = plane.write_kubeconfig(folder / "proxied", proxy.url)
+        kubeconfig = folder / "proxied"
+        if not empty:
+            plane.credentials(kubeconfig, url=proxy.url)
         operator = OperatorProcess(
             kubeconfig, folder / "operator.log", free_port(), PERSEUS_PROMETHEUS_URL=prometheus, **variables
         )

@@ -49,7 +49,7 @@ def measure_detection(events: int = 20) -> dict[str, Any]:
         training = stack.enter_context(Training(plane))
         url = stack.enter_context(scraping(folder, training.port, SCRAPE_SECONDS))
         log = folder / "operator.log"
-        stack.enter_context(OperatorProcess(plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=url))
+        stack.enter_context(OperatorProcess(plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=url))
         keys = [(NAMESPACE, f"job-{number}") for number in range(JOBS)]
         _begin(plane, training, keys)
         time.sleep(CALM_SECONDS)

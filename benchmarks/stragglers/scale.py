@@ -52,7 +52,7 @@ def measure_scale(jobs: int = JOBS) -> dict[str, Any]:
         stack.callback(prometheus.stop)
         log = folder / "operator.log"
         operator = stack.enter_context(
-            OperatorProcess(plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
+            OperatorProcess(plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url)
         )
         begin = time.monotonic()
         _apply(plane.client, jobs)

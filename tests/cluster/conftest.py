@@ -12,6 +12,9 @@ from perseus_simulator.node import SimulatedNode
 
 from demo.narration import Narrator
 from demo.scenario import Run, run_scenario
+from harness import rights
+from harness.audit import AuditLog
+from testbed.folders import Folders
 from testbed.installation import Installation, install
 from tests.lanes import alone
 
@@ -21,9 +24,14 @@ from product import SIMULATOR_STATE, Training, small_training
 
 
 @pytest.fixture(scope="session")
-def installation() -> Installation:
-    """The chart installed with simulated GPUs, as ``make up`` does it."""
-    return install(lambda text: print(text, flush=True))
+def installation() -> Iterator[Installation]:
+    """The chart installed with simulated GPUs, as ``make up`` does it.
+
+    At the end: over all tests nobody of it, hooks and optimisation pods included, asked for more than it grants.
+    """
+    audit = AuditLog(Folders.from_environment().audit_log)
+    yield install(lambda text: print(text, flush=True))
+    assert rights.exceeded(audit, rights.rendered()) == []
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from testbed.installation import RELEASE, SYSTEM_NAMESPACE, Installation
 
 pytestmark = pytest.mark.cluster
 SERVED = "team-a"
-ACCOUNTS = {"operator": "perseus-operator", "agent": "perseus-agent", "uninstall": "perseus-uninstall"}
+ACCOUNTS = (rights.OPERATOR, rights.AGENT, rights.SELFTEST, rights.UNINSTALL)
 # Measured savings are written once a minute at most.
 SAVINGS_SECONDS = 180.0
 # More than chance; the plan's prediction is 133.
@@ -121,17 +121,16 @@ def test_uninstall_leaves_the_job_free_and_nothing_else(
     assert all(processes_of_pod(str(pod["metadata"]["uid"]), "train") for pod in training.pods()), "training goes on"
 
 
-@pytest.mark.parametrize("program", ACCOUNTS)
+@pytest.mark.parametrize("account", ACCOUNTS)
 def test_what_a_program_asked_for_is_what_it_was_granted(
-    training: Training, confined: Installation, audit: AuditLog, program: str
+    training: Training, confined: Installation, audit: AuditLog, account: str
 ) -> None:
-    account = ACCOUNTS[program]
-    user = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{account}"
-    granted = rights.granted(rights.rendered(watched=[SERVED]), account)
+    user = rights.user(account)
+    granted = rights.granted(rights.rendered((SERVED,)), account)
     used = rights.used(audit.uses(user), granted)
     print("\n" + "\n".join(rights.table(account, granted, used)))
     assert audit.refusals(user) == []
     assert used != set()
     assert sorted(map(str, used - granted)) == [], "used, not granted"
-    if program != "agent":
+    if account != rights.AGENT:
         assert {each.namespace for each in used} <= {SERVED, SYSTEM_NAMESPACE}

@@ -148,7 +148,9 @@ def run(simulator_library: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     prometheus, url = start_prometheus(folder, page.server_port, operator_port)
     trainers: list[subprocess.Popen[bytes]] = []
     with running(tmp_path_factory.mktemp("plane")) as plane:
-        operator = OperatorProcess(plane.kubeconfig, folder / "operator.log", operator_port, PERSEUS_PROMETHEUS_URL=url)
+        operator = OperatorProcess(
+            plane.operator_kubeconfig, folder / "operator.log", operator_port, PERSEUS_PROMETHEUS_URL=url
+        )
         operator.start()
 
         def find(kind: str, namespace: str, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from perseus_api.conditions import Reason
+from perseus_api.conditions import Condition, Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +83,19 @@ def test_every_reason_of_a_condition_has_its_remedy() -> None:
         re.findall(r"^\| [A-Za-z, ]+ \| `(\w+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     )
     assert told == {reason.value for reason in Reason}
+
+
+def test_the_reasons_of_a_condition_are_one_list_on_both_pages() -> None:
+    api, remedies = ((ROOT / "docs" / name).read_text() for name in ("api.md", "troubleshooting.md"))
+    listed: dict[str, set[str]] = {}
+    for condition, *cells in re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", api, re.MULTILINE):
+        if condition in set(Condition):
+            listed[condition] = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    told: dict[str, set[str]] = {condition: set() for condition in Condition}
+    for conditions, reason in re.findall(r"^\| ([A-Za-z, ]+) \| `(\w+)` \|", remedies, re.MULTILINE):
+        for condition in set(conditions.split(", ")) & told.keys():
+            told[condition].add(reason)
+    assert listed == {**told, Condition.READY: told[Condition.READY] | {Reason.TRAINING_FINISHED}}
 
 
 def test_the_documentation_is_a_site_without_a_broken_link(tmp_path: Path) -> None:

@@ -69,6 +69,26 @@ class BareCluster:
             self.kubectl("patch", job, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
             self.kubectl("delete", job, "-n", namespace, "--ignore-not-found")
 
+    def show_release(self, name: str) -> None:
+        """Make what `helm test` and the uninstall hook look at: a Deployment and a DaemonSet whose pods are ready."""
+        pods = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": name, "image": name}]}}
+        spec = {"selector": {"matchLabels": {"app": name}}, "template": pods}
+        deployment, agents = ("deployment", f"{name}-operator"), ("daemonset", f"{name}-agent")
+        for kind, (_, each) in (("Deployment", deployment), ("DaemonSet", agents)):
+            self.apply(SYSTEM, {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": each}, "spec": spec})
+        status = {
+            deployment: {"replicas": 1, "availableReplicas": 1, "readyReplicas": 1},
+            agents: {
+                "desiredNumberScheduled": 1,
+                "currentNumberScheduled": 1,
+                "numberMisscheduled": 0,
+                "numberReady": 1,
+            },
+        }
+        for place, ready in status.items():
+            patch = json.dumps({"status": ready})
+            self.kubectl("patch", *place, "-n", SYSTEM, "--subresource=status", "--type=merge", "-p", patch)
+
     def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
         """Run kubectl."""
         return self.plane.kubectl(*arguments, input_text=input_text)

@@ -39,7 +39,7 @@ def home(bare: BareCluster) -> Iterator[str]:
 @pytest.fixture
 def operator(bare: BareCluster) -> Iterator[OperatorProcess]:
     """The operator as a process of its own, against the bare control plane."""
-    with OperatorProcess(bare.plane.kubeconfig, bare.folder / "operator.log", free_port()) as process:
+    with OperatorProcess(bare.plane.operator_kubeconfig, bare.folder / "operator.log", free_port()) as process:
         yield process
 
 
@@ -85,5 +85,7 @@ def watching(bare: BareCluster, prometheus: PrometheusServer) -> Iterator[Operat
     """The operator, asking that Prometheus."""
     prometheus.start()
     log = bare.folder / "operator.log"
-    with OperatorProcess(bare.plane.kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url) as process:
+    with OperatorProcess(
+        bare.plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url
+    ) as process:
         yield process

@@ -22,6 +22,7 @@ from perseus_daemonset.plans import PlanStore
 from perseus_daemonset.pods import PodTable
 from perseus_operator.planning import Stragglers, make_plan
 
+from harness import rights
 from harness.audit import AuditLog
 from harness.controlplane import SYSTEM
 from harness.objects import core_path, frontier_of, perseus_job
@@ -40,15 +41,13 @@ def plan_of(namespace: str, job: str, generation: int = 1) -> Plan:
 
 
 class Agent:
-    """An agent's eyes, with an account of its own, and what they told."""
+    """An agent's eyes, with the chart's account, and what they told."""
 
     def __init__(self, bare: BareCluster, node: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        name = "agent-eyes"
-        token = bare.plane.make_administrator(name)
-        kubeconfig = bare.plane.write_kubeconfig(folder / "kubeconfig", token=token, user=name)
+        kubeconfig = bare.plane.credentials(folder / "kubeconfig", rights.AGENT)
         # Its own way would be the process's KUBECONFIG, read once for all tests.
         monkeypatch.setattr(ClusterWatch, "connect", lambda _: config.load_kube_config(str(kubeconfig)))
-        self.user = f"system:serviceaccount:{SYSTEM}:{name}"
+        self.user = rights.user(rights.AGENT)
         self.plans = PlanStore()
         self.changed: list[tuple[str, str]] = []
         self.plans.on_change = self.changed.append

@@ -61,7 +61,7 @@ def test_a_job_gets_its_children_its_conditions_and_its_plan(
 
 def test_the_optimisation_pod_names_the_secrets_of_a_private_registry(bare: BareCluster, home: str) -> None:
     secrets = {"PERSEUS_IMAGE_PULL_SECRETS": "registry,mirror"}
-    with OperatorProcess(bare.plane.kubeconfig, bare.folder / "secrets.log", free_port(), **secrets):
+    with OperatorProcess(bare.plane.operator_kubeconfig, bare.folder / "secrets.log", free_port(), **secrets):
         bare.apply(home, profile_config_map(), perseus_job())
         eventually("the optimisation Job", lambda: optimisers(bare, home))
     (job,) = optimisers(bare, home)

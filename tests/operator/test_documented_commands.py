@@ -31,8 +31,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def installed(plane: ControlPlane) -> Iterator[ControlPlane]:
     """The README's installation, and its job, which the operator knows; and a node that has the job's name."""
     run(INSTALLING[0], plane)
-    credentials = Release(plane).credentials("perseus-operator", plane.folder / "operator-kubeconfig")
-    operator = OperatorProcess(credentials, plane.folder / "operator.log", free_port())
+    operator = OperatorProcess(plane.credentials(plane.operator_kubeconfig), plane.folder / "operator.log", free_port())
     operator.start()
     plane.client.post("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": JOB}})
     yield plane

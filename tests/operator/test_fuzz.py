@@ -112,7 +112,7 @@ def running(bare: BareCluster) -> Iterator[OperatorProcess]:
     client = bare.plane.client
     client.post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})
     client.post(core_path("configmaps", HOME), profile_config_map())
-    with OperatorProcess(bare.plane.kubeconfig, bare.folder / "fuzz.log", free_port()) as process:
+    with OperatorProcess(bare.plane.operator_kubeconfig, bare.folder / "fuzz.log", free_port()) as process:
         yield process
 
 

@@ -12,6 +12,7 @@ import pytest
 from perseus_api import names
 from perseus_operator.visits import WORKERS
 
+from harness import rights
 from harness.audit import AuditLog, Use
 from harness.client import Document
 from harness.controlplane import SYSTEM, free_port
@@ -22,16 +23,13 @@ from bare import BareCluster, eventually  # isort: skip - the tests' own module,
 
 pytestmark = pytest.mark.cluster
 JOBS = 5 * WORKERS
-ACCOUNT = "plans-first"
-USER = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+USER = rights.user(rights.OPERATOR)
 
 
 @pytest.fixture
 def audited(bare: BareCluster, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """An operator under an account of its own, which the audit log knows; not started yet."""
-    token = bare.plane.make_administrator(ACCOUNT)
-    kubeconfig = bare.plane.write_kubeconfig(tmp_path / "kubeconfig", token=token, user=ACCOUNT)
-    process = OperatorProcess(kubeconfig, tmp_path / "operator.log", free_port())
+    """An operator that is not started yet."""
+    process = OperatorProcess(bare.plane.operator_kubeconfig, tmp_path / "operator.log", free_port())
     yield process
     process.kill()
 

@@ -60,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
         running(folder, controllers=collector) as plane,
         pytorch_job_controller(plane),
         running_pods(plane),
-        OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port()),
+        OperatorProcess(plane.operator_kubeconfig, folder / "operator.log", free_port()),
     ):
         yield BareCluster(plane)
 

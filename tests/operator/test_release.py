@@ -19,11 +19,11 @@ from harness.client import Client, Document
 from harness.controlplane import ROOT, SYSTEM
 from harness.objects import core_path, job_path
 from harness.release import Release
-from harness.rights import CHART, RELEASE
 from harness.scenario import JOB, Life, Stage
 from testbed import versions
 from testbed.errors import TestbedError
 from testbed.execution import wait_until
+from testbed.installation import CHART, RELEASE
 
 pytestmark = pytest.mark.cluster
 NAMESPACE = "team"
@@ -55,7 +55,7 @@ def release(stage: Stage, is_older: bool) -> Release:
     # The garbage collector looks for new kinds every half minute only.
     stage.plane.kill_part("manager")
     stage.plane.start_part("manager")
-    found.credentials("perseus-operator", stage.plane.folder / "proxied", stage.proxy.url)
+    stage.plane.credentials(stage.plane.folder / "proxied", url=stage.proxy.url)
     return found
 
 

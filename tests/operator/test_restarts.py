@@ -41,7 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
 @pytest.fixture
 def operator(cluster: BareCluster) -> Iterator[OperatorProcess]:
     """The operator, without a Prometheus: there is no report to wait for."""
-    with OperatorProcess(cluster.plane.kubeconfig, cluster.folder / "operator.log", free_port()) as process:
+    with OperatorProcess(cluster.plane.operator_kubeconfig, cluster.folder / "operator.log", free_port()) as process:
         yield process
 
 

@@ -2,8 +2,11 @@
 
 The operator lives a job's whole life, has another one measured on pods of its own, looks at workloads of other
 projects' kinds, sees an optimisation fail, and finds an orphan; the agent watches; the optimisation pod fills its
-ConfigMap; the uninstall hook takes everything back. Once with the whole cluster's jobs to serve, and once with those
-of three namespaces and of no other. The tables are printed (`pytest -s`).
+ConfigMap; `helm test` asks; the uninstall hook takes everything back. Once with the whole cluster's jobs to serve, and
+once with those of three namespaces and of no other. The tables are printed (`pytest -s`).
+
+That they use nothing else is seen wherever they run: every control plane of the harness looks at its end
+(`ControlPlane.check_rights`), and the cluster at that of the session (tests/cluster/conftest.py).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import pytest
 from perseus_api import names
 from perseus_operator.profiles import profile_checksum
+from perseus_operator.selftest import ENV_DAEMON_SET
 
 from harness import rights, scenario
 from harness.audit import AuditLog
@@ -29,6 +33,7 @@ from harness.objects import HEADER, batch_path, core_path, csv_of, job_path, per
 from harness.rights import Right
 from harness.scenario import FORWARD_SECONDS, Life, Stage
 from testbed.execution import wait_until
+from testbed.installation import RELEASE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, eventually
@@ -36,7 +41,7 @@ from kinds import KINDS
 from measured import Agents
 
 pytestmark = pytest.mark.cluster
-ACCOUNTS = {"operator": "perseus-operator", "agent": "perseus-agent", "uninstall": "perseus-uninstall"}
+PROGRAMS = ("operator", "agent", "selftest", "uninstall")
 SERVED = ("life", "failed", "left")
 _AGENT = """
 import sys, threading, time
@@ -67,14 +72,20 @@ def watched(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def chart(watched: tuple[str, ...]) -> list[dict[str, Any]]:
+def release(watched: tuple[str, ...]) -> str:
+    """The release's name: another than that of the harness where it serves named namespaces."""
+    return "confined" if watched else RELEASE
+
+
+@pytest.fixture(scope="module")
+def chart(watched: tuple[str, ...], release: str) -> tuple[dict[str, Any], ...]:
     """What the chart grants."""
-    return rights.rendered(watched=watched)
+    return rights.rendered(watched, release)
 
 
 @pytest.fixture(scope="module")
 def lived(
-    tmp_path_factory: pytest.TempPathFactory, chart: list[dict[str, Any]], watched: tuple[str, ...]
+    tmp_path_factory: pytest.TempPathFactory, chart: tuple[dict[str, Any], ...], watched: tuple[str, ...], release: str
 ) -> Iterator[Stage]:
     """A stage on which all programs have done everything that they do, with their own accounts."""
     folder = tmp_path_factory.mktemp("rights")
@@ -84,9 +95,8 @@ def lived(
             stage.client.post("/api/v1/namespaces", namespace)
         stage.client.post(core_path("configmaps", "elsewhere"), profile_config_map())
         stage.client.post(job_path("elsewhere"), perseus_job())
-        rights.install(stage.plane, chart)
-        token = stage.plane.account_token(SYSTEM, ACCOUNTS["operator"])
-        stage.plane.write_kubeconfig(folder / "proxied", stage.proxy.url, token, "operator")
+        stage.plane.grant(chart)
+        stage.plane.credentials(folder / "proxied", f"{release}-operator", stage.proxy.url)
         outcome = Life(stage, "life").play()
         assert not outcome.trouble, outcome.trouble
         _fail_an_optimisation(stage)
@@ -97,35 +107,27 @@ def lived(
         if watched:
             _find_a_finalizer(stage)
         _place_a_pod(stage)
-        _run(stage, "agent", ["-c", _AGENT, SYSTEM])
+        _run(stage, f"{release}-agent", ["-c", _AGENT, SYSTEM])
         stage.operator.kill()
-        deployment = {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": "perseus-operator"},
-            "spec": {
-                "replicas": 1,
-                "selector": {"matchLabels": {"app": "operator"}},
-                "template": {
-                    "metadata": {"labels": {"app": "operator"}},
-                    "spec": {"containers": [{"name": "operator", "image": "operator"}]},
-                },
-            },
+        BareCluster(stage.plane).show_release(release)
+        told = {
+            "PERSEUS_OPERATOR_DEPLOYMENT": f"{release}-operator",
+            ENV_DAEMON_SET: f"{release}-agent",
+            "PERSEUS_WATCH_NAMESPACES": ",".join(watched),
         }
-        stage.client.post(f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", deployment)
-        served = {"PERSEUS_WATCH_NAMESPACES": ",".join(watched)}
-        _run(stage, "uninstall", ["-m", "perseus_operator.main", "uninstall"], **served)
+        for program in ("selftest", "uninstall"):
+            _run(stage, f"{release}-{program}", ["-m", "perseus_operator.main", program], **told)
         yield stage
 
 
-@pytest.mark.parametrize("program", ACCOUNTS)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_uses_every_right_that_it_has_and_has_every_right_that_it_uses(
-    lived: Stage, chart: list[dict[str, Any]], watched: tuple[str, ...], program: str
+    lived: Stage, chart: tuple[dict[str, Any], ...], watched: tuple[str, ...], release: str, program: str
 ) -> None:
-    account = ACCOUNTS[program]
+    account = f"{release}-{program}"
     granted = rights.granted(chart, account)
     log = AuditLog(lived.plane.audit_log, whole=True)
-    user = f"system:serviceaccount:{SYSTEM}:{account}"
+    user = rights.user(account)
     had = rights.folded({each for each in granted if each.resource != rights.FINALIZERS}, watched)
     used = rights.folded(rights.used(log.uses(user), granted), watched)
     print("\n" + "\n".join(rights.table(account, had, used)))
@@ -135,14 +137,14 @@ def test_a_program_uses_every_right_that_it_has_and_has_every_right_that_it_uses
 
 
 def test_the_right_that_no_request_shows_is_asked_for_by_an_admission_plugin(
-    lived: Stage, chart: list[dict[str, Any]]
+    lived: Stage, chart: tuple[dict[str, Any], ...], release: str
 ) -> None:
     """Whoever makes a child that blocks its owner's deletion must be allowed to touch the owner's finalizers."""
     service = lived.client.get(core_path("services", "left", "train"))
     assert service is not None
     owners = service["metadata"]["ownerReferences"]
     child = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "child", "ownerReferences": owners}}
-    token = lived.plane.account_token(SYSTEM, ACCOUNTS["operator"])
+    token = lived.plane.account_token(SYSTEM, f"{release}-operator")
     operator = Client(lived.plane.url, token, lived.plane.certificate)
 
     def answer() -> int:
@@ -154,10 +156,10 @@ def test_the_right_that_no_request_shows_is_asked_for_by_an_admission_plugin(
 
     assert answer() == 0
     try:
-        rights.install(lived.plane, [_without_finalizers(each) for each in chart if "rules" in each])
+        rights.install(lived.client, [_without_finalizers(each) for each in chart if "rules" in each])
         wait_until("it is refused without that right", lambda: answer() == 403, timeout_seconds=10)
     finally:
-        rights.install(lived.plane, chart)
+        rights.install(lived.client, chart)
 
 
 def test_a_job_is_served_where_the_chart_says_and_left_alone_elsewhere(lived: Stage, watched: tuple[str, ...]) -> None:
@@ -308,12 +310,11 @@ def _is_optimiser(job: dict[str, Any]) -> bool:
 
 def _run(stage: Stage, account: str, arguments: list[str], token: str = "", **environment: str) -> None:
     kubeconfig = stage.plane.folder / f"{account}-kubeconfig"
-    token = token or stage.plane.account_token(SYSTEM, ACCOUNTS[account])
+    token = token or stage.plane.account_token(SYSTEM, account)
     stage.plane.write_kubeconfig(kubeconfig, token=token, user=account)
     variables = {
         "KUBECONFIG": str(kubeconfig),
         "PERSEUS_OPERATOR_NAMESPACE": SYSTEM,
-        "PERSEUS_OPERATOR_DEPLOYMENT": "perseus-operator",
         **environment,
     }
     done = subprocess.run(

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bare import BareCluster, eventually
 
 ENVIRONMENT = {"PERSEUS_OPERATOR_NAMESPACE": SYSTEM}
-ACCOUNT = "perseus-operator"
+# A release beside that whose operator serves the whole cluster.
+RELEASE = "confined"
 
 
 class _Granting:
@@ -95,14 +96,13 @@ class _Calm:
 @pytest.fixture
 def confined(bare: BareCluster, home: str) -> Iterator[OperatorProcess]:
     """The operator with the chart's rights in `home`; a namespace that it is to serve as well is not there."""
-    served = [home, "nowhere"]
-    documents = [
-        each for each in rights.rendered(watched=served) if each["metadata"].get("namespace") in (home, SYSTEM)
-    ]
-    rights.install(bare.plane, documents)
-    token = bare.plane.account_token(SYSTEM, ACCOUNT)
-    kubeconfig = bare.plane.write_kubeconfig(bare.folder / "confined", token=token, user="operator")
-    log, watched = bare.folder / "confined.log", ",".join(served)
+    chart = rights.rendered((home, "nowhere"), RELEASE)
+    documents = [each for each in chart if each["metadata"].get("namespace") in (home, SYSTEM)]
+    rights.install(bare.plane.client, documents)
+    # What is granted in a namespace that is not there yet counts as well: to ask for it is no fault.
+    bare.plane.grants += chart
+    kubeconfig = bare.plane.credentials(bare.folder / "confined", f"{RELEASE}-operator")
+    log, watched = bare.folder / "confined.log", f"{home},nowhere"
     with OperatorProcess(kubeconfig, log, free_port(), PERSEUS_WATCH_NAMESPACES=watched) as process:
         yield process
     for document in documents:

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from perseus_operator.selftest import ENV_DAEMON_SET, SelfTestFailed, agents_are_ready, operator_is_available
 
+from harness import rights
+from testbed.installation import RELEASE
+
 sys.path.insert(0, str(Path(__file__).parent))
 from bare import SYSTEM, BareCluster
 
@@ -48,24 +51,7 @@ def test_a_node_selector_that_chooses_nothing_is_named() -> None:
 
 @pytest.mark.cluster
 def test_the_command_asks_the_api_server_and_creates_nothing(bare: BareCluster) -> None:
-    document = {
-        "apiVersion": "apps/v1",
-        "metadata": {"name": "own", "namespace": SYSTEM},
-        "spec": {
-            "selector": {"matchLabels": {"app": "own"}},
-            "template": {
-                "metadata": {"labels": {"app": "own"}},
-                "spec": {"containers": [{"name": "own", "image": "own"}]},
-            },
-        },
-    }
-    bare.apply(SYSTEM, {**document, "kind": "Deployment"}, {**document, "kind": "DaemonSet"})
-    for kind, status in (
-        ("deployment", '{"status":{"replicas":1,"availableReplicas":1,"readyReplicas":1}}'),
-        ("daemonset", '{"status":{"desiredNumberScheduled":1,"currentNumberScheduled":1,"numberMisscheduled":0,'
-         '"numberReady":1}}'),
-    ):  # fmt: skip
-        bare.kubectl("patch", kind, "own", "-n", SYSTEM, "--subresource=status", "--type=merge", "-p", status)
+    bare.show_release(RELEASE)
     try:
         done = run(bare)
         assert done.returncode == 0, done.stderr
@@ -76,21 +62,21 @@ def test_the_command_asks_the_api_server_and_creates_nothing(bare: BareCluster) 
             "the API server refuses a wrong PerseusJob",
         ]
         assert bare.find("perseusjob", SYSTEM, "perseus-selftest") is None
-        bare.kubectl("delete", "deployment", "own", "-n", SYSTEM)
+        bare.kubectl("delete", "deployment", f"{RELEASE}-operator", "-n", SYSTEM)
         done = run(bare)
         assert done.returncode == 1
         assert "the operator's Deployment is not there" in done.stderr
     finally:
-        bare.kubectl("delete", "deployment,daemonset", "own", "-n", SYSTEM, "--ignore-not-found")
+        bare.kubectl("delete", "deployments,daemonsets", "--all", "-n", SYSTEM)
 
 
 def run(bare: BareCluster) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "KUBECONFIG": str(bare.plane.kubeconfig),
+        "KUBECONFIG": str(bare.plane.credentials(bare.folder / "selftest-kubeconfig", rights.SELFTEST)),
         "PERSEUS_OPERATOR_NAMESPACE": SYSTEM,
-        "PERSEUS_OPERATOR_DEPLOYMENT": "own",
-        ENV_DAEMON_SET: "own",
+        "PERSEUS_OPERATOR_DEPLOYMENT": f"{RELEASE}-operator",
+        ENV_DAEMON_SET: f"{RELEASE}-agent",
     }
     return subprocess.run(
         [sys.executable, "-m", "perseus_operator.main", "selftest"],

@@ -97,7 +97,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     with running(folder, controllers=controllers) as plane, workload_controllers(plane), running_pods(plane):
         for restarts in (0, 1):
             plane.kubectl("create", "-f", "-", input_text=json.dumps(runtime(restarts)))
-        with OperatorProcess(plane.kubeconfig, folder / "operator.log", free_port()):
+        with OperatorProcess(plane.operator_kubeconfig, folder / "operator.log", free_port()):
             yield BareCluster(plane)
 
 

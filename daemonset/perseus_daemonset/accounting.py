@@ -6,7 +6,9 @@ The baseline of an iteration (docs/accounting.md) is the measured energy of an u
 the time beyond the unlocked duration; without a measured one it is predicted, and said to be.
 
 An iteration that an exception left did not do an iteration's work, so it can be compared with none: its energy counts
-as used, its baseline is that same energy (no saving is claimed for it), and it is no iteration anywhere else.
+as used, its baseline is that same energy (no saving is claimed for it), and it is no iteration anywhere else. The same
+holds for what a script does between two iterations for so long that it is more than their gap (`intermission.py`): the
+iteration before it goes to its own end.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from perseus_api.messages import Boundary, BoundaryKind
 from perseus_daemonset.baselines import Unlocked
 from perseus_daemonset.follower import RankPlan
 from perseus_daemonset.instructions import InstructionBooks
+from perseus_daemonset.intermission import patience_seconds
 from perseus_daemonset.measuring.measurer import Measurer
 from perseus_daemonset.ordering import OrderBooks
 
@@ -31,7 +34,7 @@ class RankAccount:
     """The books of one rank.
 
     Attributes:
-        energy_joules: of counted iterations, and of broken ones.
+        energy_joules: of counted iterations, of broken ones, and of intermissions.
         iterations: how many were counted.
         baseline_joules: what the same would have cost unlocked, by source.
         seconds: that they took.
@@ -118,7 +121,13 @@ class RankAccount:
             plan: whose blocking power and predictions hold for the iteration before.
         """
         if self._begin is not None and joules is not None and boundary.iteration == self._begin[0] + 1:
-            self._close(boundary.time_nanoseconds, joules, plan)
+            end = self._end_before_intermission(boundary.time_nanoseconds, plan)
+            if end is None:
+                self._close(boundary.time_nanoseconds, joules, plan)
+            else:
+                self._close(end[1], end[2], plan)
+                if self._begin[0] > 0:
+                    self._count_as_its_own_baseline(joules - end[2], plan)
         self.iteration = boundary.iteration
         self.begin_wall_seconds = wall_seconds
         self._begin = None if joules is None else (boundary.iteration, boundary.time_nanoseconds, joules)
@@ -161,12 +170,25 @@ class RankAccount:
         """
         begin, self._begin, self._end = self._begin, None, None
         self._first_forward = self._last_backward = None
-        if begin is None or joules is None or begin[0] != boundary.iteration or begin[0] == 0 or joules < begin[2]:
+        if begin is not None and joules is not None and begin[0] == boundary.iteration and begin[0] > 0:
+            self._count_as_its_own_baseline(joules - begin[2], plan)
+
+    def _end_before_intermission(self, now: int, plan: RankPlan | None) -> tuple[int, int, float] | None:
+        """Return the end of the iteration that began last, if what followed is more than a gap."""
+        if self._begin is None or self._end is None or self._end[0] != self._begin[0]:
+            return None
+        own_seconds = (self._end[1] - self._begin[1]) / _NANOSECONDS
+        # The first iterations have nothing but themselves to tell how long one is.
+        known = max(own_seconds, self.unlocked_iteration_seconds or 0.0)
+        patience = patience_seconds(plan.predicted_seconds if plan is not None else 0.0, known)
+        return self._end if now - self._end[1] > patience * _NANOSECONDS else None
+
+    def _count_as_its_own_baseline(self, joules: float, plan: RankPlan | None) -> None:
+        """Count what can be compared with nothing: it was used, and no saving is claimed for it."""
+        if joules < 0 or self._is_incomparable(plan):
             return
-        if self._is_incomparable(plan):
-            return
-        self.energy_joules += joules - begin[2]
-        self._add_baseline(MEASURED, joules - begin[2], 0.0)
+        self.energy_joules += joules
+        self._add_baseline(MEASURED, joules, 0.0)
 
     def _close(self, nanoseconds: int, joules: float, plan: RankPlan | None) -> None:
         """Count the iteration that began last, up to a moment and the counter's reading at it."""

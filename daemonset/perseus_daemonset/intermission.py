@@ -23,6 +23,6 @@ def patience_seconds(predicted_seconds: float, measured_seconds: float | None) -
 
     Args:
         predicted_seconds: of an iteration, by the plan.
-        measured_seconds: of an unlocked iteration, if any was measured.
+        measured_seconds: of an iteration that ran, if any did.
     """
     return max(LEAST_SECONDS, SHARE_OF_ITERATION * max(predicted_seconds, measured_seconds or 0.0))

@@ -146,6 +146,57 @@ def test_an_end_of_an_earlier_iteration_closes_no_later_one() -> None:
     assert (account.iterations, account.energy_joules) == (1, 500)
 
 
+def evaluated(account: RankAccount, first: int) -> None:
+    """An iteration of 2 s and 500 J, a minute and 9,000 J of something else, and the begin of the next iteration."""
+    begin(account, first, 0, 0)
+    end(account, first, 2, 500)
+    begin(account, first + 1, 62, 9_500)
+
+
+def test_what_runs_between_two_iterations_is_used_and_is_no_iterations_baseline() -> None:
+    account = RankAccount()
+    evaluated(account, 1)
+    assert (account.iterations, account.seconds, account.iteration_seconds) == (1, 2, 2)
+    assert (account.energy_joules, account.baseline_joules) == (9_500, {MEASURED: 9_500})
+    assert account.baseline_seconds == {MEASURED: 2}
+    assert (account.unlocked_iteration_joules, account.unlocked_iteration_seconds) == (500, 2)
+    account.locked()
+    end(account, 2, 64, 9_900)
+    begin(account, 3, 94, 14_900)
+    assert account.energy_joules == 14_900
+    assert account.baseline_joules == {MEASURED: 15_000}, "the 100 J that the iteration saved, and nothing else"
+
+
+def test_what_runs_after_the_iteration_that_warms_up_is_not_counted() -> None:
+    account = RankAccount()
+    evaluated(account, 0)
+    assert (account.iterations, account.energy_joules, account.baseline_joules) == (0, 0.0, {})
+
+
+@pytest.mark.parametrize(
+    ("own_seconds", "gap_seconds", "belongs_to_it"),
+    [(0.1, 0.9, True), (0.1, 2.1, False), (10.0, 4.9, True), (10.0, 5.1, False)],
+)
+def test_a_gap_is_part_of_an_iteration_up_to_half_its_length(
+    own_seconds: float, gap_seconds: float, belongs_to_it: bool
+) -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    end(account, 1, own_seconds, 100)
+    begin(account, 2, own_seconds + gap_seconds, 150)
+    whole = (own_seconds + gap_seconds, 150) if belongs_to_it else (own_seconds, 100)
+    assert (account.seconds, account.unlocked_iteration_joules) == pytest.approx(whole)
+    assert account.energy_joules == 150
+
+
+def test_without_a_reading_at_its_end_an_iteration_goes_to_the_next_begin() -> None:
+    account = RankAccount()
+    begin(account, 1, 0, 0)
+    end(account, 1, 2, None)
+    begin(account, 2, 62, 9_500)
+    assert (account.iterations, account.seconds, account.energy_joules) == (1, 62, 9_500)
+
+
 def test_time_is_kept_beside_energy_so_that_a_slowdown_can_be_told() -> None:
     account = RankAccount()
     for index, (seconds, joules) in enumerate([(0, 0), (2, 600), (4, 1100)]):

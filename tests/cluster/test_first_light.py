@@ -19,7 +19,7 @@ from testbed.installation import Installation
 pytestmark = pytest.mark.cluster
 BEYOND_A_SCRAPE_SECONDS = 2.0
 LEAST_HEALTHY_SAVINGS_PERCENT = 24.5
-# No plan of this profile saves more beside a pipeline that is slower by HOT_SLOWDOWN (the relaxation, docs/stragglers.md).
+# No plan of this profile saves more beside a pipeline that is slower by HOT_SLOWDOWN (docs/stragglers.md, the bound).
 HEALTHY_BOUND_PERCENT = 27.4
 MAXIMUM_SWEEP_SLOWDOWN_PERCENT = 10.0  # spec.profiling.maxSlowdownPercent of the example
 

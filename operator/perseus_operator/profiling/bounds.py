@@ -17,6 +17,7 @@ from perseus_planner.playing import play
 from perseus_operator.profiling.merging import Key, Row
 
 Measurements = Mapping[int, Mapping[Key, Row]]  # by clock in MHz
+Clocks = tuple[int, ...]  # in MHz, of one rank after another; they come again where there are more ranks
 # What the prediction leaves out (messages, a change of clock that takes time) must fit as well.
 MARGIN = 0.9
 _NOMINAL = {Instruction.BACKWARD: 2.0}
@@ -30,6 +31,12 @@ def slowdown_at(pipeline: Pipeline, clock: int, highest: int, measured: Measurem
 def iterations_between(slowdown: float, bound: float) -> int:
     """Return how many iterations at the highest clock must follow a slow one, so that all together keep the bound."""
     return max(0, math.ceil(slowdown / (MARGIN * bound)) - 1)
+
+
+def turn_at(clocks: Clocks, highest: int, slowdown: float, bound: float) -> list[tuple[Clocks, int]]:
+    """Return clocks and number of iterations: one at some clocks, and those at the highest that the bound asks for."""
+    pause = iterations_between(slowdown, bound)
+    return [(clocks, 1), *([((highest,), pause)] if pause else [])]
 
 
 def iteration_time(pipeline: Pipeline, clock: int, measured: Measurements) -> float:

@@ -19,10 +19,10 @@ from perseus_api.plan import Baseline, JobReference, Plan, Sweep, Variant, Windo
 from perseus_planner import Pipeline
 from perseus_planner.steps import letters
 
-from perseus_operator.profiling.bounds import instruction_time, iteration_time, iterations_between, slowdown_at
+from perseus_operator.profiling.bounds import Clocks, instruction_time, iteration_time, slowdown_at, turn_at
 from perseus_operator.profiling.choosing import next_clocks
 from perseus_operator.profiling.merging import Key, Measured, Row, blocking_power, merge, unreported
-from perseus_operator.profiling.waiting import Clocks, is_waiting_known, waiting_turns
+from perseus_operator.profiling.waiting import is_waiting_known, waiting_turns
 
 ATTEMPTS = 3
 STEADY_SECONDS = 10.0  # of the first round: agents see within it whether the chips still warm up
@@ -319,8 +319,7 @@ def _round(
     turns: list[list[tuple[Clocks, int]]] = []
     for clock in wanted[:MAXIMUM_CLOCKS]:
         slowdown = slowdown_at(pipeline, clock, highest, complete)
-        pause = iterations_between(slowdown, settings.bound)
-        turn: list[tuple[Clocks, int]] = [((clock,), 1), *([((highest,), pause)] if pause else [])]
+        turn = turn_at((clock,), highest, slowdown, settings.bound)
         count = _iterations(pipeline, clock, complete, settings, replicas, scale)
         if not complete:
             count = max(count, math.ceil(STEADY_SECONDS / iteration_seconds))

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 
 from perseus_planner import Pipeline
 
-from perseus_operator.profiling.bounds import Measurements, iterations_between, slowdown_at
+from perseus_operator.profiling.bounds import Clocks, Measurements, slowdown_at, turn_at
 from perseus_operator.profiling.merging import Measured, blocking_power
 
 # Relative standard error at which the power of waiting is exact enough.
 BLOCKING_ERROR = 0.008
-Clocks = tuple[int, ...]  # in MHz, of one rank after another; they come again where there are more ranks
 
 
 def is_waiting_known(measured: Measured, models: Iterable[str]) -> bool:
@@ -37,9 +36,6 @@ def waiting_turns(pipeline: Pipeline, measured: Measurements, count: int, bound:
     """
     lowest, highest = min(measured), max(measured)
     # No rank is slower than in an iteration in which all are slow.
-    pause = iterations_between(slowdown_at(pipeline, lowest, highest, measured), bound)
-    turns: list[tuple[Clocks, int]] = []
-    for _ in range(count):
-        for clocks in ((lowest, highest), (highest, lowest)):
-            turns += [(clocks, 1), *([((highest,), pause)] if pause else [])]
-    return turns
+    slowdown = slowdown_at(pipeline, lowest, highest, measured)
+    halves = ((lowest, highest), (highest, lowest))
+    return [window for clocks in halves for window in turn_at(clocks, highest, slowdown, bound)] * count

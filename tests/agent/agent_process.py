@@ -50,6 +50,14 @@ def uid(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012d}"
 
 
+BASELINE: dict[str, Any] = {"iterationSeconds": 1.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0}
+
+
+def variant_of(*clocks: int) -> dict[str, Any]:
+    """A plan's variant that runs both stages at these clocks."""
+    return {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[*clocks]] * 2}
+
+
 def make_plan(generation: int = 1, first: int = 1, clock: int = 810, **changed: Any) -> Plan:
     """A plan of two stages: forward at a clock, backward at the next faster one."""
     document = {
@@ -57,11 +65,9 @@ def make_plan(generation: int = 1, first: int = 1, clock: int = 810, **changed: 
         "generation": generation,
         "firstIteration": first,
         "order": ["FB", "FB"],
-        "variants": [
-            {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[clock, 1005]] * 2}
-        ],
+        "variants": [variant_of(clock, 1005)],
         "pipelines": [0],
-        "baseline": {"iterationSeconds": 1.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0},
+        "baseline": BASELINE,
     }
     return Plan.model_validate({**document, **changed})
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import aiohttp
 import perseus_trainer
 import pytest
-from agent_process import AgentProcess, eventually, make_plan, uid
+from agent_process import BASELINE, AgentProcess, eventually, make_plan, uid, variant_of
 from perseus_api.conditions import Reason
 from perseus_operator.prometheus import JobReport, Prometheus
 from perseus_operator.transport import Connection, NoAnswer, PrometheusAddress
@@ -54,10 +54,9 @@ sys.stdin.readline()
 @pytest.fixture
 def session(agent: AgentProcess, node: SimulatedNode) -> Iterator[Session]:
     """Rank 0 with a plan of two microbatches, which it has followed for an iteration."""
-    variant = {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[810] * 4] * 2}
     # A test may look at the clock of an iteration that has ended: the agent waits for the next as long as half of one.
-    baseline = {"iterationSeconds": 60.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0}
-    agent.plan(make_plan(order=[ORDER, ORDER], variants=[variant], baseline=baseline))
+    baseline = {**BASELINE, "iterationSeconds": 60.0}
+    agent.plan(make_plan(order=[ORDER, ORDER], variants=[variant_of(*[810] * 4)], baseline=baseline))
     made = perseus_trainer.connect(Rank("research", "gpt", 0, 0, 0, node.gpus[0].uuid), str(agent.path))
     eventually(lambda: made.connected, "the session is connected")
     train(made, ORDER, 1)

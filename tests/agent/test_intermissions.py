@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agent_process import PLAN_NAME, AgentProcess, Trainer, eventually, make_plan
+from agent_process import BASELINE, PLAN_NAME, AgentProcess, Trainer, eventually, make_plan, variant_of
 from perseus_api.instructions import Instruction
 from perseus_api.messages import Boundary, BoundaryKind
 from perseus_daemonset.accounting import RankAccount
@@ -54,6 +54,16 @@ def free(gpu: SimulatedGpu) -> None:
     eventually(lambda: gpu.locked_range() is None, "the clock is given back")
 
 
+def intermit(agent: AgentProcess, trainer: Trainer, gpu: SimulatedGpu) -> None:
+    """Run an iteration under a plan, and be silent after it until the clock is given back."""
+    agent.plan(make_plan())
+    trainer.begin(1)
+    trainer.run(1, "FB")
+    tell(trainer.connection, BoundaryKind.ITERATION_END, 1, seconds_ago=HOUR)
+    eventually(lambda: value(agent, "perseus_clock_intermissions_total", stage="0") == 1, "it is an intermission")
+    free(gpu)
+
+
 def test_the_clock_is_given_back_after_a_silence_and_set_again_when_the_next_iteration_begins(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode
 ) -> None:
@@ -85,8 +95,7 @@ def test_within_an_iteration_no_silence_is_long_enough(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode
 ) -> None:
     gpu, connection = node.gpus[0], trainer.connection
-    variant = {"name": "objective", "iterationSeconds": 1.0, "iterationJoules": 9.0, "clocks": [[810] * 4] * 2}
-    agent.plan(make_plan(order=["FFFB", "FFFB"], variants=[variant]))
+    agent.plan(make_plan(order=["FFFB", "FFFB"], variants=[variant_of(*[810] * 4)]))
     trainer.begin(1)
     trainer.run(1, "FFFB")
     tell(connection, BoundaryKind.ITERATION_END, 1, seconds_ago=HOUR)
@@ -133,12 +142,7 @@ def test_what_comes_in_an_intermission_locks_nothing_and_a_new_plan_holds_from_t
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode
 ) -> None:
     gpu = node.gpus[0]
-    agent.plan(make_plan())
-    trainer.begin(1)
-    trainer.run(1, "FB")
-    tell(trainer.connection, BoundaryKind.ITERATION_END, 1, seconds_ago=HOUR)
-    eventually(lambda: value(agent, "perseus_clock_intermissions_total", stage="0") == 1, "it is an intermission")
-    free(gpu)
+    intermit(agent, trainer, gpu)
     calls = dict(gpu.calls)
     trainer.run(1, "FB")
     eventually(lambda: instructions(agent) == 4, "they have come")
@@ -155,12 +159,7 @@ def test_a_plan_withdrawn_in_an_intermission_stays_withdrawn(
     agent: AgentProcess, trainer: Trainer, node: SimulatedNode
 ) -> None:
     gpu = node.gpus[0]
-    agent.plan(make_plan())
-    trainer.begin(1)
-    trainer.run(1, "FB")
-    tell(trainer.connection, BoundaryKind.ITERATION_END, 1, seconds_ago=HOUR)
-    eventually(lambda: value(agent, "perseus_clock_intermissions_total", stage="0") == 1, "it is an intermission")
-    free(gpu)
+    intermit(agent, trainer, gpu)
     agent.ask(do="withdraw", name=PLAN_NAME)
     train(trainer, 2)
     eventually(lambda: value(agent, "perseus_pipeline_iteration") == 2, "it trains on")
@@ -176,9 +175,7 @@ class Served(Hand):
         self.account = RankAccount()
         self.lease = Lease(KEY, POD, connection, Caretaker(self.controller), self.account)
         self.lease.begin()
-        self.lease.offer(make_plan(baseline={
-            "iterationSeconds": 10.0, "stageJoules": [5.0, 4.0], "blockingPowerWatts": 80.0,
-        }))  # fmt: skip
+        self.lease.offer(make_plan(baseline={**BASELINE, "iterationSeconds": 10.0}))
         self.thread = threading.Thread(target=self.lease.run)
         self.thread.start()
 

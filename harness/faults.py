@@ -23,6 +23,7 @@ from harness.scenario import JOB, RANKS, SLOWDOWN, Life, Outcome, Stage
 from harness.sweep import compare
 
 _CUT_SECONDS = 1.0
+_OUTAGE_SECONDS = 60.0
 EDITS_PER_SECOND = 100
 # By fault: differences that have a reason.
 ALLOWED = {
@@ -63,16 +64,16 @@ class Row:
 
 
 Disturbance = Callable[[Life, str], None]
-Play = Callable[[Stage, Life, float], tuple[Outcome, int]]
+Play = Callable[[Stage, Life], tuple[Outcome, int]]
 
 
-def play(stage: Stage, calm: Outcome, name: str, outage_seconds: float = 10.0) -> Row:
+def play(stage: Stage, calm: Outcome, name: str) -> Row:
     """Play a life under a fault of the table, and compare it with the undisturbed one."""
     unit, fault = FAULTS[name]
     stage.operator.kill()
     stage.proxy.clear()
     life = Life(stage, f"fault-{name.replace('_', '-')}"[:60])
-    outcome, struck = fault(stage, life, outage_seconds)
+    outcome, struck = fault(stage, life)
     writes = outcome.writes
     stage.proxy.clear()
     allowed = re.compile(ALLOWED.get(name, r"(?!)"))
@@ -93,28 +94,28 @@ def _every(period: int, answer: Answer, moment: Moment = Moment.BEFORE) -> Fault
     return fault
 
 
-def _too_many_requests(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _too_many_requests(stage: Stage, life: Life) -> tuple[Outcome, int]:
     stage.proxy.inject(_every(3, Answer(429, "TooManyRequests", 1)))
     return life.play(), stage.proxy.injected
 
 
-def _server_errors(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _server_errors(stage: Stage, life: Life) -> tuple[Outcome, int]:
     refused, unheard = _every(5, Answer(500, "InternalError")), _every(4, Answer(504, "Timeout"), Moment.AFTER)
     stage.proxy.inject(lambda request, when: refused(request, when) or unheard(request, when))
     return life.play(), stage.proxy.injected
 
 
-def _watch_cut(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _watch_cut(stage: Stage, life: Life) -> tuple[Outcome, int]:
     stage.proxy.cut_watches(_CUT_SECONDS)
     return life.play(), stage.proxy.cuts
 
 
-def _watch_too_old(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _watch_too_old(stage: Stage, life: Life) -> tuple[Outcome, int]:
     stage.proxy.cut_watches(_CUT_SECONDS, gone=True)
     return life.play(), stage.proxy.cuts
 
 
-def _etcd_restarted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _etcd_restarted(stage: Stage, life: Life) -> tuple[Outcome, int]:
     def disturb(_: Life, step: str) -> None:
         if step in ("plan", "recovery"):
             stage.plane.kill_part("etcd")
@@ -125,19 +126,26 @@ def _etcd_restarted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
     return life.play(disturb), 2
 
 
-def _api_server_gone(stage: Stage, life: Life, outage_seconds: float) -> tuple[Outcome, int]:
+def _api_server_gone(stage: Stage, life: Life) -> tuple[Outcome, int]:
+    starts = 0
+
     def disturb(life: Life, step: str) -> None:
+        nonlocal starts
         if step == "straggler":
+            starts = stage.operator.starts
             stage.plane.kill_part("api")
             stage.training.slow_down([life.key], 0, SLOWDOWN)
-            time.sleep(outage_seconds)
+            time.sleep(_OUTAGE_SECONDS)
             stage.plane.start_part("api")
             stage.plane.wait_until_ready()
 
-    return life.play(disturb), round(outage_seconds)
+    outcome = life.play(disturb)
+    if stage.operator.starts != starts and not outcome.trouble:
+        outcome.trouble = "the operator ended: a restart brings no API server back"
+    return outcome, round(_OUTAGE_SECONDS)
 
 
-def _edits(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _edits(stage: Stage, life: Life) -> tuple[Outcome, int]:
     client, namespace = stage.client, life.namespace
     own = {"labels": {names.LABEL_JOB: None, names.LABEL_MANAGED_BY: None}}
 
@@ -156,7 +164,7 @@ def _edits(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
     return life.play(disturb), 7
 
 
-def _damaged_plan(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _damaged_plan(stage: Stage, life: Life) -> tuple[Outcome, int]:
     def disturb(life: Life, step: str) -> None:
         if step == "straggler":
             plan = core_path("configmaps", SYSTEM, names.plan_config_map_name(life.namespace, JOB))
@@ -167,7 +175,7 @@ def _damaged_plan(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
     return life.play(disturb), 1
 
 
-def _children_deleted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _children_deleted(stage: Stage, life: Life) -> tuple[Outcome, int]:
     client, namespace = stage.client, life.namespace
     paths = [
         core_path("services", namespace, JOB),
@@ -194,7 +202,7 @@ def _children_deleted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]
     return life.play(disturb), len(paths)
 
 
-def _plan_deleted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _plan_deleted(stage: Stage, life: Life) -> tuple[Outcome, int]:
     def disturb(life: Life, step: str) -> None:
         if step == "straggler":
             plan = core_path("configmaps", SYSTEM, names.plan_config_map_name(life.namespace, JOB))
@@ -206,7 +214,7 @@ def _plan_deleted(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
     return life.play(disturb), 1
 
 
-def _deleted_while_down(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _deleted_while_down(stage: Stage, life: Life) -> tuple[Outcome, int]:
     def disturb(life: Life, step: str) -> None:
         if step == "delete":
             stage.operator.kill()
@@ -217,7 +225,7 @@ def _deleted_while_down(stage: Stage, life: Life, _: float) -> tuple[Outcome, in
     return life.play(disturb), 1
 
 
-def _many_edits(stage: Stage, life: Life, _: float) -> tuple[Outcome, int]:
+def _many_edits(stage: Stage, life: Life) -> tuple[Outcome, int]:
     made = 0
     with _editor(stage, life) as editor:
 

@@ -43,6 +43,8 @@ SCRAPE_SECONDS = 0.2
 SLOWDOWN = 1.25
 JOB = "train"
 _STEP_SECONDS = 60.0
+# Kubernetes' own collector: after an outage it pauses for up to a minute and more before it tries again.
+_COLLECTED_SECONDS = 180.0
 _QUIET_SECONDS = 1.5
 
 
@@ -223,7 +225,8 @@ class Life:
         self._client.delete(job_path(self.namespace, JOB))
         self.wait("the job is let go", lambda: self._client.get(job_path(self.namespace, JOB)) is None)
         self.wait("the plan is withdrawn", lambda: not plans_of(self._client, self.namespace))
-        self.wait("the children are collected", lambda: not self._client.items(batch_path(self.namespace)))
+        children = batch_path(self.namespace)
+        self.wait("the children are collected", lambda: not self._client.items(children), _COLLECTED_SECONDS)
         self.wait("nothing but the profile is left", lambda: len(state_of(self._client, self.namespace)) == 1)
 
     def wait_for_plan(self, generation: int, straggling: bool) -> None:

@@ -33,6 +33,9 @@ from perseus_operator.web import serve_pages
 
 # Changes of children come in bursts (pods of a Job become ready): one visit for each burst.
 CHILD_SECONDS = 0.3
+# Pauses between kopf's attempts at a request: ten minutes. Its own are over after 54 s, and the operator with them;
+# but a restart brings no API server back, and a new process has to learn what this one knows.
+RETRY_SECONDS = (1, 1, 2, 3, *(5,) * 120)
 OWN_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
 logger = logging.getLogger("perseus.operator")
 
@@ -83,6 +86,7 @@ class Operator:
         # A worker for each object, gone soon after its last event.
         settings.queueing.idle_timeout = 1.0
         settings.watching.server_timeout = 300
+        settings.networking.error_backoffs = RETRY_SECONDS
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = _NothingToCompare()

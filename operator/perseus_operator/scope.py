@@ -1,8 +1,8 @@
 """Which namespaces are served: all of the cluster, or those that the chart names (`watchNamespaces`).
 
 In the second case every right is given by namespace. A namespace that was deleted has none any more, and kopf ends with
-the first watch that is refused: what cannot be read is left out at the start, so that the others are served, and looked
-for again on the rounds.
+a watch that is refused for ten minutes: what cannot be read is left out at the start, so that the others are served,
+and looked for again on the rounds.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import heapq
 import logging
 from collections.abc import Awaitable, Callable
 
+import aiohttp
+
 from perseus_operator import metrics
 from perseus_operator.client import ApiRefusal
 
@@ -21,6 +23,8 @@ JobKey = tuple[str, str]  # namespace, name
 Visit = Callable[[JobKey], Awaitable[float | None]]
 WORKERS = 8
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
+# Where nobody answers, no job is at fault, and all of them wait for the return: WORKERS bound what is asked meanwhile.
+LONGEST_AWAY_SECONDS = 5.0
 logger = logging.getLogger("perseus.operator")
 
 
@@ -119,7 +123,8 @@ class VisitQueue:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+            longest = LONGEST_AWAY_SECONDS if _is_away(error) else LONGEST_BACKOFF_SECONDS
+            pause = min(longest, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
             reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
             metrics.VISIT_ERRORS.labels(reason=reason).inc()
             told = {"namespace": key[0], "job": key[1], "reason": reason}
@@ -134,3 +139,10 @@ class VisitQueue:
             elif key not in self._due:
                 self._visited.discard(key)
         self._wake.set()
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether an error says that the API server, or what stands before it, is not there."""
+    if isinstance(error, ApiRefusal):
+        return error.status in (502, 503, 504)
+    return isinstance(error, aiohttp.ClientConnectionError | TimeoutError)

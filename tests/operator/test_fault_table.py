@@ -1,6 +1,6 @@
-"""The fault table, reduced: each fault strikes one life of a job, and the end is that of a life without it.
+"""The fault table: each fault strikes one life of a job, and the end is that of a life without it.
 
-`make bench-writes` plays the same table with a whole minute without an API server, and writes the counts down.
+`make bench-writes` plays the same table, and writes the counts down.
 """
 
 from __future__ import annotations

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 from perseus_operator import health as health_module
-from perseus_operator import logs, tracing
+from perseus_operator import logs, tracing, visits
 from perseus_operator.backstop import Backstop
+from perseus_operator.client import ApiRefusal
 from perseus_operator.health import Health
 from perseus_operator.memory import Memory
 from perseus_operator.scope import Scope
@@ -141,6 +143,47 @@ async def test_health_fails_when_the_watch_tells_nothing_and_the_job_is_visited_
     backstop.compare([_job("seen", 1), _job("unseen", 1)])
     assert health.troubles() == []
     running.cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "longest"),
+    [
+        (ApiRefusal(503, "ServiceUnavailable", "away"), visits.LONGEST_AWAY_SECONDS),
+        (ApiRefusal(502, "BadGateway", "away"), visits.LONGEST_AWAY_SECONDS),
+        (aiohttp.ServerDisconnectedError(), visits.LONGEST_AWAY_SECONDS),
+        (TimeoutError(), visits.LONGEST_AWAY_SECONDS),
+        (ApiRefusal(422, "Invalid", "no"), visits.LONGEST_BACKOFF_SECONDS),
+        (ApiRefusal(429, "TooManyRequests", "later"), visits.LONGEST_BACKOFF_SECONDS),
+        (ValueError("our own"), visits.LONGEST_BACKOFF_SECONDS),
+    ],
+    ids=["503", "502", "cut", "timeout", "422", "429", "our own"],
+)
+async def test_jobs_come_back_soon_after_an_api_server_that_was_away_and_others_later_and_later(
+    error: Exception, longest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorter = 1e-4
+    for name in ("FIRST_BACKOFF_SECONDS", "LONGEST_AWAY_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+        monkeypatch.setattr(visits, name, getattr(visits, name) * shorter)
+    pauses: list[float] = []
+    enough = asyncio.Event()
+
+    async def fail(_: JobKey) -> float | None:
+        raise error
+
+    class Noting(VisitQueue):
+        def add(self, key: JobKey, delay_seconds: float = 0.0, urgent: bool = False) -> None:
+            pauses.append(delay_seconds / shorter)
+            if len(pauses) > 10:
+                enough.set()
+            super().add(key, delay_seconds, urgent)
+
+    queue = Noting(fail)
+    running = asyncio.create_task(queue.run())
+    queue.add(("team", "train"))
+    await asyncio.wait_for(enough.wait(), 10)
+    running.cancel()
+    assert pauses[1:4] == pytest.approx([0.5, 1.0, 2.0])
+    assert pauses[-1] == max(pauses) == pytest.approx(longest)
 
 
 async def test_new_and_urgent_jobs_go_before_those_that_only_might_have_changed() -> None:

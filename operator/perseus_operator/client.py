@@ -92,6 +92,13 @@ class ApiRefusal(Exception):
         return self.status in (400, 403, 422) or (self.status == 500 and "typed patch object" in str(self))
 
 
+def is_away(error: Exception) -> bool:
+    """Whether an error says that the API server, or what stands before it, is not there."""
+    if isinstance(error, ApiRefusal):
+        return error.status in (502, 503, 504)
+    return isinstance(error, aiohttp.ClientConnectionError | TimeoutError)
+
+
 class Api:
     """An open connection to the API server."""
 

@@ -19,7 +19,7 @@ from perseus_api import names
 from perseus_operator import metrics
 from perseus_operator.accounts import Accounts
 from perseus_operator.backstop import Backstop
-from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal
+from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal, is_away
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
 from perseus_operator.profiling.agents import Agents
@@ -36,6 +36,7 @@ CHILD_SECONDS = 0.3
 # Pauses between kopf's attempts at a request: ten minutes. Its own are over after 54 s, and the operator with them;
 # but a restart brings no API server back, and a new process has to learn what this one knows.
 RETRY_SECONDS = (1, 1, 2, 3, *(5,) * 120)
+AWAY_SECONDS = 2.0
 OWN_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
 logger = logging.getLogger("perseus.operator")
 
@@ -56,15 +57,15 @@ class _NothingToCompare(kopf.DiffBaseStorage):
 class Operator:
     """The running parts, and kopf's handlers over them."""
 
-    def __init__(self, settings: Settings, scope: Scope) -> None:
-        """Run with the chart's settings."""
+    def __init__(self, settings: Settings, scope: Scope, health: Health) -> None:
+        """Run with the chart's settings, and be asked for one's health."""
         self._settings = settings
         self._scope = scope
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: VisitQueue | None = None
         self._api: Api | None = None
         self._backstop: Backstop | None = None
-        self._health = Health()
+        self._health = health
         self._closers: list[Any] = []
 
     def registry(self) -> kopf.OperatorRegistry:
@@ -112,8 +113,7 @@ class Operator:
         self._backstop = Backstop(reconciler, self._queue)
         metrics.QUEUE_DEPTH.set_function(self._queue.depth)
         metrics.QUEUE_OVERDUE_SECONDS.set_function(self._queue.overdue_seconds)
-        pages = await serve_pages(self._settings.port, self._health)
-        self._closers = [pages.cleanup, session.close, agents.close, api.close]
+        self._closers = [session.close, agents.close, api.close]
         if self._scope.is_everywhere:
             self._tasks.append(asyncio.create_task(monitor.sources.run_announcements(api)))
         elif self._settings.namespace not in self._scope.served:
@@ -196,17 +196,30 @@ def _end_with(task: asyncio.Task[None]) -> None:
 
 async def run_operator(settings: Settings) -> None:
     """Run until a signal ends kopf."""
-    scope = await _find_scope(settings) if settings.watch_namespaces else Scope()
-    operator = Operator(settings, scope)
-    # kopf would look the user's name up, which a container need not have.
-    identity: Any = socket.gethostname()
-    places: Any = {"clusterwide": True} if scope.is_everywhere else {"namespaces": scope.served}
-    await kopf.operator(registry=operator.registry(), standalone=True, identity=identity, **places)
+    health = Health()
+    # From the first moment: an API server that is away is no reason for the kubelet to start us anew.
+    pages = await serve_pages(settings.port, health)
+    try:
+        scope = await _find_scope(settings) if settings.watch_namespaces else Scope()
+        operator = Operator(settings, scope, health)
+        # kopf would look the user's name up, which a container need not have.
+        identity: Any = socket.gethostname()
+        places: Any = {"clusterwide": True} if scope.is_everywhere else {"namespaces": scope.served}
+        await kopf.operator(registry=operator.registry(), standalone=True, identity=identity, **places)
+    finally:
+        await pages.cleanup()
 
 
 async def _find_scope(settings: Settings) -> Scope:
     api = await Api.connect()
     try:
-        return await find_scope(api, settings)
+        while True:
+            try:
+                return await find_scope(api, settings)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                logger.warning("no API server yet: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(AWAY_SECONDS)
     finally:
         await api.close()

@@ -14,10 +14,8 @@ import heapq
 import logging
 from collections.abc import Awaitable, Callable
 
-import aiohttp
-
 from perseus_operator import metrics
-from perseus_operator.client import ApiRefusal
+from perseus_operator.client import ApiRefusal, is_away
 
 JobKey = tuple[str, str]  # namespace, name
 Visit = Callable[[JobKey], Awaitable[float | None]]
@@ -123,7 +121,7 @@ class VisitQueue:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            longest = LONGEST_AWAY_SECONDS if _is_away(error) else LONGEST_BACKOFF_SECONDS
+            longest = LONGEST_AWAY_SECONDS if is_away(error) else LONGEST_BACKOFF_SECONDS
             pause = min(longest, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
             reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
             metrics.VISIT_ERRORS.labels(reason=reason).inc()
@@ -139,10 +137,3 @@ class VisitQueue:
             elif key not in self._due:
                 self._visited.discard(key)
         self._wake.set()
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether an error says that the API server, or what stands before it, is not there."""
-    if isinstance(error, ApiRefusal):
-        return error.status in (502, 503, 504)
-    return isinstance(error, aiohttp.ClientConnectionError | TimeoutError)

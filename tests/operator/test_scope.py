@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,8 @@ from bare import BareCluster, eventually
 ENVIRONMENT = {"PERSEUS_OPERATOR_NAMESPACE": SYSTEM}
 # A release beside that whose operator serves the whole cluster.
 RELEASE = "confined"
+# More than all attempts of one of our requests take, and than the first pauses between kopf's.
+AWAY_SECONDS = 8.0
 
 
 class _Granting:
@@ -37,6 +40,13 @@ class _Granting:
         if namespace not in self.allowed:
             raise ApiRefusal(403, "Forbidden", f"cannot list {kind.plural} in {namespace}")
         return [{"metadata": {"namespace": namespace}}]
+
+
+def _answers(process: OperatorProcess) -> bool:
+    try:
+        return process.page("healthz")[0] == 200
+    except OSError:
+        return False
 
 
 def settings_of(text: str) -> Settings:
@@ -108,6 +118,28 @@ def confined(bare: BareCluster, home: str) -> Iterator[OperatorProcess]:
     for document in documents:
         namespace = document["metadata"]["namespace"]
         bare.kubectl("delete", document["kind"], document["metadata"]["name"], "-n", namespace)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("which", ["operator", "confined"])
+def test_an_operator_that_starts_while_the_api_server_is_away_waits_for_it(
+    bare: BareCluster, home: str, which: str, request: pytest.FixtureRequest
+) -> None:
+    process: OperatorProcess = request.getfixturevalue(which)
+    process.kill()
+    bare.plane.kill_part("api")
+    try:
+        process.start()
+        eventually("its page is there", lambda: _answers(process))
+        time.sleep(AWAY_SECONDS)
+        assert process.runs
+        assert process.page("healthz") == (200, "ok\n"), "a restart would bring no API server back"
+    finally:
+        bare.plane.start_part("api")
+        bare.plane.wait_until_ready()
+    bare.apply(home, profile_config_map(), perseus_job())
+    eventually("the frontier's ConfigMap", lambda: bare.find("configmap", home, "train-frontier"))
+    assert process.starts == 2, "one by its fixture, one by this test"
 
 
 @pytest.mark.cluster

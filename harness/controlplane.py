@@ -11,6 +11,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -157,6 +158,14 @@ class ControlPlane:
         if process is not None:
             process.kill()
             process.wait()
+
+    def hang_part(self, name: str) -> None:
+        """SIGSTOP a part: it takes connections, and answers nothing."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def resume_part(self, name: str) -> None:
+        """Let a part that hangs go on."""
+        self._processes[name].send_signal(signal.SIGCONT)
 
     def wait_until_ready(self) -> None:
         """Wait until the API server says that it is ready.

@@ -127,17 +127,29 @@ def _etcd_restarted(stage: Stage, life: Life) -> tuple[Outcome, int]:
 
 
 def _api_server_gone(stage: Stage, life: Life) -> tuple[Outcome, int]:
+    def back() -> None:
+        stage.plane.start_part("api")
+        stage.plane.wait_until_ready()
+
+    return _outage(stage, life, lambda: stage.plane.kill_part("api"), back)
+
+
+def _api_server_hangs(stage: Stage, life: Life) -> tuple[Outcome, int]:
+    return _outage(stage, life, lambda: stage.plane.hang_part("api"), lambda: stage.plane.resume_part("api"))
+
+
+def _outage(stage: Stage, life: Life, away: Callable[[], None], back: Callable[[], None]) -> tuple[Outcome, int]:
+    """The API server is away while a straggler appears, and the operator lives through it."""
     starts = 0
 
     def disturb(life: Life, step: str) -> None:
         nonlocal starts
         if step == "straggler":
             starts = stage.operator.starts
-            stage.plane.kill_part("api")
+            away()
             stage.training.slow_down([life.key], 0, SLOWDOWN)
             time.sleep(_OUTAGE_SECONDS)
-            stage.plane.start_part("api")
-            stage.plane.wait_until_ready()
+            back()
 
     outcome = life.play(disturb)
     if stage.operator.starts != starts and not outcome.trouble:
@@ -289,6 +301,7 @@ FAULTS: dict[str, tuple[str, Play]] = {
     "watch_too_old": ("watches ended by 410", _watch_too_old),
     "etcd_restarted": ("kills of etcd", _etcd_restarted),
     "api_server_gone": ("seconds without an API server", _api_server_gone),
+    "api_server_hangs": ("seconds in which the API server answered nothing", _api_server_hangs),
     "conflicting_edits_by_a_person": ("objects edited", _edits),
     "plan_damaged_by_a_person": ("plans overwritten", _damaged_plan),
     "children_deleted_by_a_person": ("children deleted", _children_deleted),

@@ -28,7 +28,7 @@ from perseus_operator.reconcile import Reconciler
 from perseus_operator.scope import Scope, find_scope
 from perseus_operator.settings import Settings
 from perseus_operator.transport import Connection
-from perseus_operator.visits import JobKey, VisitQueue
+from perseus_operator.visits import AWAY_SECONDS, JobKey, VisitQueue
 from perseus_operator.web import serve_pages
 
 # Changes of children come in bursts (pods of a Job become ready): one visit for each burst.
@@ -36,7 +36,6 @@ CHILD_SECONDS = 0.3
 # Pauses between kopf's attempts at a request: ten minutes. Its own are over after 54 s, and the operator with them;
 # but a restart brings no API server back, and a new process has to learn what this one knows.
 RETRY_SECONDS = (1, 1, 2, 3, *(5,) * 120)
-AWAY_SECONDS = 2.0
 OWN_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB}"
 logger = logging.getLogger("perseus.operator")
 
@@ -88,6 +87,8 @@ class Operator:
         settings.queueing.idle_timeout = 1.0
         settings.watching.server_timeout = 300
         settings.networking.error_backoffs = RETRY_SECONDS
+        # One that takes requests and answers none: kopf would wait for minutes.
+        settings.networking.connect_timeout, settings.networking.request_timeout = 10.0, 60.0
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
         settings.persistence.diffbase_storage = _NothingToCompare()

@@ -36,7 +36,7 @@ class Health:
         found = []
         if self._queue is not None:
             overdue, longest = self._queue.overdue_seconds(), self._queue.longest_visit_seconds()
-            if overdue > OVERDUE_SECONDS:
+            if overdue > OVERDUE_SECONDS and not self._queue.is_away:
                 found.append(f"a visit has been due for {overdue:.0f} s: the visits stand still")
             if longest > LONGEST_VISIT_SECONDS:
                 found.append(f"a visit has been running for {longest:.0f} s: it hangs")

@@ -21,16 +21,21 @@ JobKey = tuple[str, str]  # namespace, name
 Visit = Callable[[JobKey], Awaitable[float | None]]
 WORKERS = 8
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
-# Where nobody answers, no job is at fault, and all of them wait for the return: WORKERS bound what is asked meanwhile.
-LONGEST_AWAY_SECONDS = 5.0
+# Where nobody answers, no job is at fault: it counts for none, and all of them wait for the return.
+AWAY_SECONDS = 2.0
 logger = logging.getLogger("perseus.operator")
 
 
 class VisitQueue:
-    """Calls `visit` for the keys that were added, in WORKERS tasks at once."""
+    """Calls `visit` for the keys that were added, in WORKERS tasks at once.
+
+    Attributes:
+        is_away: whether the last visit that ended found no API server: one at a time then looks for it.
+    """
 
     def __init__(self, visit: Visit) -> None:
         """Visit by a function that returns the seconds after which to come again, None for not."""
+        self.is_away = False
         self._visit = visit
         self._due: dict[JobKey, float] = {}
         self._heap: list[tuple[float, JobKey]] = []
@@ -88,13 +93,14 @@ class VisitQueue:
     def _begin_due(self, group: asyncio.TaskGroup) -> float | None:
         """Begin what is due; return the seconds until the next is, None if somebody will wake us."""
         now = asyncio.get_running_loop().time()
-        for key in [key for key in self._urgent if key not in self._running][: WORKERS - len(self._running)]:
+        workers = 1 if self.is_away else WORKERS
+        for key in [key for key in self._urgent if key not in self._running][: max(0, workers - len(self._running))]:
             del self._urgent[key]
             self._due.pop(key, None)
             self._begin(group, key, now)
         held: list[tuple[float, JobKey]] = []
         pause = None
-        while self._heap and len(self._running) < WORKERS:
+        while self._heap and len(self._running) < workers:
             due, key = self._heap[0]
             if due > now:
                 pause = due - now
@@ -120,9 +126,8 @@ class VisitQueue:
         try:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            longest = LONGEST_AWAY_SECONDS if is_away(error) else LONGEST_BACKOFF_SECONDS
-            pause = min(longest, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+            self.is_away = is_away(error)
+            pause = AWAY_SECONDS if self.is_away else self._backoff_seconds(key)
             reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
             metrics.VISIT_ERRORS.labels(reason=reason).inc()
             told = {"namespace": key[0], "job": key[1], "reason": reason}
@@ -130,6 +135,7 @@ class VisitQueue:
             self._running.pop(key, None)
             self.add(key, pause)
         else:
+            self.is_away = False
             self._failures.pop(key, None)
             self._running.pop(key, None)
             if again is not None:
@@ -137,3 +143,7 @@ class VisitQueue:
             elif key not in self._due:
                 self._visited.discard(key)
         self._wake.set()
+
+    def _backoff_seconds(self, key: JobKey) -> float:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        return min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))

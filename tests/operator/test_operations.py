@@ -145,45 +145,104 @@ async def test_health_fails_when_the_watch_tells_nothing_and_the_job_is_visited_
     running.cancel()
 
 
-@pytest.mark.parametrize(
-    ("error", "longest"),
-    [
-        (ApiRefusal(503, "ServiceUnavailable", "away"), visits.LONGEST_AWAY_SECONDS),
-        (ApiRefusal(502, "BadGateway", "away"), visits.LONGEST_AWAY_SECONDS),
-        (aiohttp.ServerDisconnectedError(), visits.LONGEST_AWAY_SECONDS),
-        (TimeoutError(), visits.LONGEST_AWAY_SECONDS),
-        (ApiRefusal(422, "Invalid", "no"), visits.LONGEST_BACKOFF_SECONDS),
-        (ApiRefusal(429, "TooManyRequests", "later"), visits.LONGEST_BACKOFF_SECONDS),
-        (ValueError("our own"), visits.LONGEST_BACKOFF_SECONDS),
-    ],
-    ids=["503", "502", "cut", "timeout", "422", "429", "our own"],
-)
-async def test_jobs_come_back_soon_after_an_api_server_that_was_away_and_others_later_and_later(
-    error: Exception, longest: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses after visits that failed, in seconds; they are made shorter."""
     shorter = 1e-4
-    for name in ("FIRST_BACKOFF_SECONDS", "LONGEST_AWAY_SECONDS", "LONGEST_BACKOFF_SECONDS"):
+    for name in ("FIRST_BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS", "AWAY_SECONDS"):
         monkeypatch.setattr(visits, name, getattr(visits, name) * shorter)
-    pauses: list[float] = []
-    enough = asyncio.Event()
+    noted: list[float] = []
+    add = VisitQueue.add
 
-    async def fail(_: JobKey) -> float | None:
-        raise error
+    def note(self: VisitQueue, key: JobKey, delay_seconds: float = 0.0, urgent: bool = False) -> None:
+        if delay_seconds:
+            noted.append(round(delay_seconds / shorter, 3))
+        add(self, key, delay_seconds, urgent)
 
-    class Noting(VisitQueue):
-        def add(self, key: JobKey, delay_seconds: float = 0.0, urgent: bool = False) -> None:
-            pauses.append(delay_seconds / shorter)
-            if len(pauses) > 10:
-                enough.set()
-            super().add(key, delay_seconds, urgent)
+    monkeypatch.setattr(VisitQueue, "add", note)
+    return noted
 
-    queue = Noting(fail)
+
+async def _fail(errors: list[Exception]) -> None:
+    """Let a job's visits fail, one after the other, until one does not."""
+    left, over = errors[:], asyncio.Event()
+
+    async def visit(_: JobKey) -> float | None:
+        if left:
+            raise left.pop(0)
+        over.set()
+        return None
+
+    queue = VisitQueue(visit)
     running = asyncio.create_task(queue.run())
     queue.add(("team", "train"))
-    await asyncio.wait_for(enough.wait(), 10)
+    await asyncio.wait_for(over.wait(), 10)
     running.cancel()
-    assert pauses[1:4] == pytest.approx([0.5, 1.0, 2.0])
-    assert pauses[-1] == max(pauses) == pytest.approx(longest)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ApiRefusal(422, "Invalid", "no"), ApiRefusal(429, "TooManyRequests", "later"), ValueError("our own")],
+    ids=["422", "429", "our own"],
+)
+async def test_a_job_whose_visits_fail_is_visited_less_and_less_often(error: Exception, pauses: list[float]) -> None:
+    await _fail([error] * 9)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ApiRefusal(502, "BadGateway", ""), ApiRefusal(503, "Down", ""), aiohttp.ServerDisconnectedError(), TimeoutError()],
+    ids=["502", "503", "cut", "timeout"],
+)
+async def test_an_api_server_that_was_away_counts_for_no_job(error: Exception, pauses: list[float]) -> None:
+    """Right after its start the API server forbids what it will allow: that job must not wait for half a minute."""
+    await _fail([*[error] * 9, ApiRefusal(403, "Forbidden", "RBAC: not found")])
+    assert pauses == [2.0] * 9 + [0.5]
+
+
+async def test_while_the_api_server_is_away_one_visit_looks_for_it_and_all_others_follow_at_its_return(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health_module, "OVERDUE_SECONDS", 0.0)
+    is_there, failed, over = False, asyncio.Event(), asyncio.Event()
+    visited: set[JobKey] = set()
+    together, at_once = 0, [0]
+
+    async def visit(key: JobKey) -> float | None:
+        nonlocal together
+        together += 1
+        at_once.append(together)
+        await asyncio.sleep(0.001)
+        together -= 1
+        if not is_there:
+            if len(at_once) > 200:
+                failed.set()
+            raise aiohttp.ServerDisconnectedError
+        visited.add(key)
+        if visited == jobs:
+            over.set()
+        return 60.0
+
+    monkeypatch.setattr(visits, "AWAY_SECONDS", 0.01)
+    queue, health = VisitQueue(visit), Health()
+    health.begins(queue, Backstop(_Reconciler(), queue), Scope())  # type: ignore[arg-type]
+    jobs = {("team", f"train-{index}") for index in range(40)}
+    for key in jobs:
+        queue.add(key)
+    running = asyncio.create_task(queue.run())
+    await asyncio.wait_for(failed.wait(), 30)
+    assert max(at_once) == visits.WORKERS, "nobody knew at first"
+    assert max(at_once[50:]) == 1
+    assert queue.is_away
+    assert queue.overdue_seconds() > 0
+    assert health.troubles() == [], "a restart would bring no API server back"
+    at_once.clear()
+    is_there = True
+    await asyncio.wait_for(over.wait(), 30)
+    assert max(at_once) == visits.WORKERS
+    assert not queue.is_away
+    running.cancel()
 
 
 async def test_new_and_urgent_jobs_go_before_those_that_only_might_have_changed() -> None:

@@ -86,6 +86,13 @@ class OperatorProcess:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def is_well(self, page: str) -> bool:
+        """Whether one of its health pages is there and has nothing to say against it."""
+        try:
+            return self.page(page)[0] == 200
+        except OSError:
+            return False
+
     def page(self, name: str) -> tuple[int, str]:
         """Return status and text of one of its HTTP pages.
 

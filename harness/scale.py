@@ -83,7 +83,7 @@ class _Run:
         self._done = threading.Event()
 
     def figures(self) -> dict[str, Any]:
-        wait_until("the operator is ready", self._is_ready, timeout_seconds=120)
+        wait_until("the operator is ready", lambda: self._operator.is_well("readyz"), timeout_seconds=120)
         say("the operator is ready")
         self._prepare()
         log = AuditLog(self._plane.audit_log)
@@ -119,12 +119,6 @@ class _Run:
             "operator_megabytes": round(max(megabytes, self._operator.peak_megabytes)),
             "operator_cpu_seconds": round(cpu, 1),
         }
-
-    def _is_ready(self) -> bool:
-        try:
-            return self._operator.page("readyz")[0] == 200
-        except OSError:
-            return False
 
     def _prepare(self) -> None:
         client = self._plane.client

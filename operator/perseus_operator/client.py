@@ -28,7 +28,8 @@ Document = dict[str, Any]
 _TIMEOUT_SECONDS = 15.0
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4, 0.1, 5.0
 _REMEMBERED_WRITES = 20_000
-_IN_TROUBLE = (500, 502, 503, 504)
+_AWAY = (502, 503, 504)
+_IN_TROUBLE = (500, *_AWAY)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -95,7 +96,7 @@ class ApiRefusal(Exception):
 def is_away(error: Exception) -> bool:
     """Whether an error says that the API server, or what stands before it, is not there."""
     if isinstance(error, ApiRefusal):
-        return error.status in (502, 503, 504)
+        return error.status in _AWAY
     return isinstance(error, aiohttp.ClientConnectionError | TimeoutError)
 
 

@@ -87,7 +87,7 @@ class Operator:
         settings.queueing.idle_timeout = 1.0
         settings.watching.server_timeout = 300
         settings.networking.error_backoffs = RETRY_SECONDS
-        # One that takes requests and answers none: kopf would wait for minutes.
+        # Where an API server takes requests and answers none, kopf would wait for minutes.
         settings.networking.connect_timeout, settings.networking.request_timeout = 10.0, 60.0
         settings.persistence.finalizer = f"{names.GROUP}/kopf"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)

@@ -127,7 +127,7 @@ class VisitQueue:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
             self.is_away = is_away(error)
-            pause = AWAY_SECONDS if self.is_away else self._backoff_seconds(key)
+            pause = AWAY_SECONDS if self.is_away else self._count_failure(key)
             reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
             metrics.VISIT_ERRORS.labels(reason=reason).inc()
             told = {"namespace": key[0], "job": key[1], "reason": reason}
@@ -144,6 +144,7 @@ class VisitQueue:
                 self._visited.discard(key)
         self._wake.set()
 
-    def _backoff_seconds(self, key: JobKey) -> float:
+    def _count_failure(self, key: JobKey) -> float:
+        """Count one more failure of a job; return the pause after it."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         return min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))

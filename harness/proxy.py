@@ -71,14 +71,15 @@ class Proxy:
         cuts: how many watches it ended.
     """
 
-    def __init__(self, target: str, certificate: Path) -> None:
-        """Forward to an API server whose certificate is its own authority."""
+    def __init__(self, target: str, certificate: Path, port: int = 0) -> None:
+        """Forward to an API server whose certificate is its own authority; on a port, or on any that is free."""
         self.url = ""
         self.writes: list[Request] = []
         self.injected = 0
         self.cuts = 0
         self._target = target
         self._certificate = certificate
+        self._port = port
         self._fault: Fault | None = None
         self._watch_seconds: float | None = None
         self._watch_gone = False
@@ -136,7 +137,7 @@ class Proxy:
 
             runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", self._port)
             await site.start()
             host, port = runner.addresses[0][:2]
             self.url = f"http://{host}:{port}"

@@ -29,6 +29,9 @@ _TIMEOUT_SECONDS = 15.0
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4, 0.1, 5.0
 _REMEMBERED_WRITES = 20_000
 _AWAY = (502, 503, 504)
+_UNREADY = 503
+# For how long after its start a server may be about to learn whom it serves; then its refusals count, ready or not.
+_LEARNING_SECONDS = 30.0
 _IN_TROUBLE = (500, *_AWAY)
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -108,6 +111,7 @@ class Api:
         self._client = api_client
         self._manager = field_manager
         self._written: Memory[tuple[str, str], bool] = Memory(_REMEMBERED_WRITES)
+        self._unready_since: float | None = None
 
     @classmethod
     async def connect(cls, field_manager: str = names.FIELD_MANAGER_OPERATOR) -> Api:
@@ -279,11 +283,20 @@ class Api:
     ) -> Document:
         """Make a request; a server that is busy or in trouble for a moment is asked again, if asking twice is harmless.
 
-        Without this a visit of a dozen requests would hardly ever end while every third one is refused.
+        Without this a visit of a dozen requests would hardly ever end while every third one is refused. And a server
+        that has just started and not yet read its roles forbids everything: that is its absence, not its verdict.
         """
         for attempt in range(ATTEMPTS):
             pause = PAUSE_SECONDS * 2**attempt * (1 + random.random())  # noqa: S311 - spreads, hides nothing
             try:
+                try:
+                    return await self._exchange(method, path, query, body, content_type, accept)
+                except ApiRefusal as refusal:
+                    if refusal.status != 403:
+                        raise
+                    if not await self._knows_its_roles():
+                        raise ApiRefusal(_UNREADY, "NotReady", f"the server is not ready: {refusal}") from refusal
+                # The refusal may be of the time before: that of a server known to be ready counts.
                 return await self._exchange(method, path, query, body, content_type, accept)
             except ApiRefusal as refusal:
                 harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
@@ -292,10 +305,22 @@ class Api:
                     raise
                 pause = max(pause, min(refusal.retry_after_seconds, LONGEST_PAUSE_SECONDS))
             except aiohttp.ClientError:
+                self._unready_since = None
                 if method == "POST" or attempt == ATTEMPTS - 1:
                     raise
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt ends in an answer or an error")
+
+    async def _knows_its_roles(self) -> bool:
+        """Whether the server that refuses is ready, or has had the time to become so."""
+        try:
+            await self._exchange("GET", "/readyz", None, None, "application/json", "*/*")
+        except ApiRefusal:
+            now = time.monotonic()
+            self._unready_since = self._unready_since or now
+            return now - self._unready_since > _LEARNING_SECONDS
+        self._unready_since = None
+        return True
 
     async def _exchange(
         self,

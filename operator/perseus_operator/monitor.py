@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from perseus_api.job import PerseusJobSpec
@@ -226,7 +226,7 @@ class Monitor:
     def _look(self, key: JobKey, job: WatchedJob, report: JobReport | None, now: float) -> None:
         if report is not None:
             _choose(job, report, now)
-            job.report = report
+            job.report = _with_last_words(report, job.report)
             self._count_confirmations(job, report, now)
         told_more = job.sight.take(report, job.spec.parallelism.ranks, job.spec.parallelism.pipelines, now)
         if job.missed and self._history is not None:
@@ -311,6 +311,16 @@ def _choose(job: WatchedJob, report: JobReport, now: float) -> None:
             chosen = voice.choose(pods, planned_seconds(job.plan, index), now)
             if chosen is not None:
                 report.pipelines[index] = chosen
+
+
+def _with_last_words(report: JobReport, before: JobReport) -> JobReport:
+    """Return a report; with what the pipelines last said where they are silent, for the next plan's first iteration.
+
+    The pods that speak for the pipelines may be out of reach while others are not.
+    """
+    if report.pipelines:
+        return report
+    return replace(report, pipelines=before.pipelines, answered_seconds=before.answered_seconds)
 
 
 def _learn(job: WatchedJob, history: dict[int, list[float]]) -> None:

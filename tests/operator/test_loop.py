@@ -112,24 +112,45 @@ def test_an_operator_killed_in_the_middle_of_a_straggler_goes_on_without_a_jump(
 def test_a_prometheus_that_restarts_is_not_noticed_and_one_that_stays_away_ends_the_plan(
     bare: BareCluster, watching: OperatorProcess, prometheus: PrometheusServer, begin: Begin, home: str
 ) -> None:
-    training = begin()
+    training = begin(holdSeconds=20)
     training.slowdowns = {1: 1.3}
     eventually("the stretched plan", lambda: is_stretched(training.active), 20)
     time.sleep(4)
     before, seen = bare.plan(home, "train"), bare.conditions(home, "train")["Observed"]
     prometheus.stop()
     time.sleep(5)
+    answered = rounds(watching, "answered")
     prometheus.start()
-    time.sleep(5)
+    eventually("it is asked again", lambda: rounds(watching, "answered") > answered + 5)
     assert bare.plan(home, "train") == before
     assert bare.conditions(home, "train")["Observed"] == seen
     prometheus.stop()
-    time.sleep(6)
+    time.sleep(10)
     assert bare.plan(home, "train") == before, "the last plan holds for holdSeconds"
-    eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 15)
+    eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 25)
     eventually("it is told", lambda: "does not answer" in bare.conditions(home, "train")["Observed"]["message"], 20)
     prometheus.start()
     eventually("the straggler is seen again", lambda: is_stretched(bare.plan(home, "train")), 30)
+
+
+def test_a_plan_that_ends_because_nobody_tells_the_iteration_still_begins_at_one_iteration_for_all(
+    bare: BareCluster, watching: OperatorProcess, begin: Begin, home: str
+) -> None:
+    training = begin()
+    training.slowdowns = {1: 1.3}
+    eventually("the stretched plan", lambda: is_stretched(training.active), 20)
+    training.silent_stages = {0}
+    eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 30)
+    iteration, plan = training.iteration, bare.plan(home, "train")
+    assert plan is not None
+    assert iteration < plan.first_iteration <= iteration + 5
+
+
+def rounds(operator: OperatorProcess, outcome: str) -> float:
+    """How often the operator has asked Prometheus with an outcome."""
+    line = rf'^perseus_operator_straggler_rounds_total{{outcome="{outcome}"}} (.*)$'
+    found = re.search(line, operator.page("metrics")[1], re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
 
 
 def test_a_query_of_the_spec_tells_of_a_straggler_and_its_error_is_told(

@@ -40,6 +40,7 @@ class Training:
         reasons: clock event reasons by (pipeline, stage).
         clock_offsets: of the pipelines' nodes.
         stopped: whether iterations go on.
+        silent_stages: whose pods cannot be scraped.
     """
 
     namespace: str
@@ -50,6 +51,7 @@ class Training:
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
     clock_offsets: dict[int, float] = field(default_factory=dict)
     stopped: bool = False
+    silent_stages: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Begin with iteration 0."""
@@ -101,11 +103,12 @@ class Training:
         for pipeline in range(PIPELINES):
             own = labels(namespace=self.namespace, job=self.job, pipeline=pipeline, pod=f"{self.job}-{pipeline * 2}")
             begin = self.begin + self.clock_offsets.get(pipeline, 0.0)
-            found.append(f"perseus_pipeline_iteration{own} {self.iteration}")
-            found.append(f"perseus_pipeline_iteration_begin_timestamp_seconds{own} {begin!r}")
-            if pipeline in self.seconds:
-                found.append(f"perseus_pipeline_seconds{own} {self.seconds[pipeline]!r}")
-            for stage in range(STAGES):
+            if 0 not in self.silent_stages:
+                found.append(f"perseus_pipeline_iteration{own} {self.iteration}")
+                found.append(f"perseus_pipeline_iteration_begin_timestamp_seconds{own} {begin!r}")
+                if pipeline in self.seconds:
+                    found.append(f"perseus_pipeline_seconds{own} {self.seconds[pipeline]!r}")
+            for stage in sorted({*range(STAGES)} - self.silent_stages):
                 rank = {
                     "namespace": self.namespace, "job": self.job, "pipeline": pipeline, "stage": stage,
                     "tensor_rank": 0, "pod": f"{self.job}-{pipeline * 2 + stage}", "gpu": f"GPU-{pipeline}{stage}",
@@ -125,7 +128,12 @@ class Training:
 
 
 class MetricsPage:
-    """Serves the pages of trainings, and lines of the test's own."""
+    """Serves the pages of trainings, and lines of the test's own.
+
+    Attributes:
+        trainings: whose pages these are.
+        lines: the test's own.
+    """
 
     def __init__(self, port: int) -> None:
         """Serve on loopback."""

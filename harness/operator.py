@@ -62,6 +62,16 @@ class OperatorProcess:
                 self._process.wait()
                 self._process = None
 
+    def terminate(self, timeout_seconds: float = 20.0) -> int:
+        """SIGTERM it, as the kubelet does; return its exit status (negative: the signal that it did not handle).
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        assert self._process is not None, "it was not started"
+        self._process.terminate()
+        return self._process.wait(timeout_seconds)
+
     @property
     def runs(self) -> bool:
         """Whether its process lives."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
+from typing import NoReturn
 
 from perseus_operator.client import ApiRefusal
 from perseus_operator.handlers import run_operator
@@ -20,6 +22,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="perseus-operator", description="Keeps PerseusJobs.")
     parser.add_argument("command", choices=["run", "uninstall", "selftest"])
     command = parser.parse_args().command
+    # The first process of a container ends at no signal that it does not handle; kopf's own handler comes later.
+    signal.signal(signal.SIGTERM, _end)
     try:
         settings = Settings.from_environment()
         set_up_logs(settings.log_format)
@@ -34,6 +38,10 @@ def main() -> int:
     finally:
         end_traces()
     return 0
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class VisitQueue:
         self._visited: set[JobKey] = set()
         self._running: dict[JobKey, float] = {}
         self._failures: dict[JobKey, int] = {}
+        self._successes = 0
+        self._missed: dict[JobKey, int] = {}
         self._wake = asyncio.Event()
 
     def add(self, key: JobKey, delay_seconds: float = 0.0, urgent: bool = False) -> None:
@@ -126,7 +128,7 @@ class VisitQueue:
         try:
             again = await self._visit(key)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop the visits of others
-            self.is_away = is_away(error)
+            self.is_away = self._finds_nobody(key, error)
             pause = AWAY_SECONDS if self.is_away else self._count_failure(key)
             reason = f"http_{error.status}" if isinstance(error, ApiRefusal) else type(error).__name__
             metrics.VISIT_ERRORS.labels(reason=reason).inc()
@@ -136,6 +138,8 @@ class VisitQueue:
             self.add(key, pause)
         else:
             self.is_away = False
+            self._successes += 1
+            self._missed.pop(key, None)
             self._failures.pop(key, None)
             self._running.pop(key, None)
             if again is not None:
@@ -143,6 +147,14 @@ class VisitQueue:
             elif key not in self._due:
                 self._visited.discard(key)
         self._wake.set()
+
+    def _finds_nobody(self, key: JobKey, error: Exception) -> bool:
+        """Whether an error says that the API server is away: not if others found it since the job last said so."""
+        if not is_away(error):
+            return False
+        before = self._missed.get(key, self._successes)
+        self._missed[key] = self._successes
+        return before == self._successes
 
     def _count_failure(self, key: JobKey) -> float:
         """Count one more failure of a job; return the pause after it."""

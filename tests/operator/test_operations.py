@@ -201,6 +201,29 @@ async def test_an_api_server_that_was_away_counts_for_no_job(error: Exception, p
     assert pauses == [2.0] * 9 + [0.5]
 
 
+async def test_a_job_that_finds_nobody_while_others_do_is_itself_at_fault(pauses: list[float]) -> None:
+    """Such as one whose template meets an admission webhook that never answers."""
+    failures, over = 0, asyncio.Event()
+
+    async def visit(key: JobKey) -> float | None:
+        nonlocal failures
+        if key == ("team", "well"):
+            return None
+        failures += 1
+        if failures == 5:
+            over.set()
+            return None
+        queue.add(("team", "well"))
+        raise ApiRefusal(504, "Timeout", "the webhook does not answer")
+
+    queue = VisitQueue(visit)
+    running = asyncio.create_task(queue.run())
+    queue.add(("team", "train"))
+    await asyncio.wait_for(over.wait(), 10)
+    assert pauses == [2.0, 0.5, 1.0, 2.0]
+    running.cancel()
+
+
 async def test_while_the_api_server_is_away_one_visit_looks_for_it_and_all_others_follow_at_its_return(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -133,6 +134,15 @@ def test_an_operator_that_starts_while_the_api_server_is_away_waits_for_it(
     bare.apply(home, profile_config_map(), perseus_job())
     eventually("the frontier's ConfigMap", lambda: bare.find("configmap", home, "train-frontier"))
     assert process.starts == 2, "one by its fixture, one by this test"
+
+
+@pytest.mark.cluster
+def test_an_operator_that_waits_for_the_api_server_ends_when_it_is_told_to(bare: BareCluster, tmp_path: Path) -> None:
+    nobody = bare.plane.credentials(tmp_path / "kubeconfig", url=f"http://127.0.0.1:{free_port()}")
+    with OperatorProcess(nobody, tmp_path / "log", free_port(), PERSEUS_WATCH_NAMESPACES="team") as process:
+        eventually("it waits", lambda: "no API server yet" in process.log.read_text())
+        assert process.terminate() == 128 + signal.SIGTERM
+    assert "Traceback" not in process.log.read_text()
 
 
 @pytest.mark.cluster

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import aiohttp
-
 from perseus_operator import metrics
-from perseus_operator.client import ApiRefusal, Document
+from perseus_operator.client import API_TROUBLES, Document
 from perseus_operator.reconcile import Reconciler
 from perseus_operator.visits import JobKey, VisitQueue
 
 ROUND_SECONDS = 120.0
-_TROUBLE = (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError)
 logger = logging.getLogger("perseus.operator")
 
 
@@ -50,7 +47,7 @@ class Backstop:
         while True:
             try:
                 self.compare(await self._reconciler.sweep())
-            except _TROUBLE as error:
+            except API_TROUBLES as error:
                 logger.warning("listing all jobs: %s: %s", type(error).__name__, error)
             await asyncio.sleep(ROUND_SECONDS)
 

@@ -96,6 +96,10 @@ class ApiRefusal(Exception):
         return self.status in (400, 403, 422) or (self.status == 500 and "typed patch object" in str(self))
 
 
+# What a request may end in.
+API_TROUBLES = (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError)
+
+
 def is_away(error: Exception) -> bool:
     """Whether an error says that the API server, or what stands before it, is not there."""
     if isinstance(error, ApiRefusal):

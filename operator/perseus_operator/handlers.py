@@ -19,7 +19,7 @@ from perseus_api import names
 from perseus_operator import metrics
 from perseus_operator.accounts import Accounts
 from perseus_operator.backstop import Backstop
-from perseus_operator.client import CONFIG_MAP, Api, ApiRefusal, is_away
+from perseus_operator.client import API_TROUBLES, CONFIG_MAP, Api, is_away
 from perseus_operator.health import Health
 from perseus_operator.monitor import Monitor
 from perseus_operator.profiling.agents import Agents
@@ -156,7 +156,7 @@ class Operator:
                 async for event in api.changes(CONFIG_MAP, home, OWN_SELECTOR):
                     raw: Any = event
                     await self._child_event(raw, labels=event["object"]["metadata"]["labels"], namespace=home)
-            except (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError) as error:
+            except API_TROUBLES as error:
                 logger.warning("watching plans: %s: %s", type(error).__name__, error)
             await asyncio.sleep(1.0)
 

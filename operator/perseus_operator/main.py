@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from perseus_operator.client import ApiRefusal
+from perseus_operator.client import API_TROUBLES
 from perseus_operator.handlers import run_operator
 from perseus_operator.logs import set_up_logs
 from perseus_operator.selftest import SelfTestFailed, selftest
@@ -32,7 +32,7 @@ def main() -> int:
             print("\n".join(asyncio.run(selftest(settings))))
         else:
             asyncio.run(run_operator(settings) if command == "run" else uninstall(settings))
-    except (SettingsError, SelfTestFailed, ApiRefusal, TimeoutError) as error:
+    except (SettingsError, SelfTestFailed, *API_TROUBLES) as error:
         print(f"perseus-operator {command}: {error}", file=sys.stderr)
         return 1
     finally:

@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 from perseus_api import names
 from perseus_api.conditions import Reason
 from perseus_api.job import PerseusJobSpec
 
 from perseus_operator import metrics
 from perseus_operator.children import COMPONENT_TRAINER
-from perseus_operator.client import NODE, POD, Api, ApiRefusal
+from perseus_operator.client import API_TROUBLES, NODE, POD, Api
 from perseus_operator.prometheus import JobKey
 from perseus_operator.transport import Connection, NoAnswer, Sample, samples
 from perseus_operator.workloads import gpus_of
@@ -111,7 +110,7 @@ class Sources:
                 try:
                     await self.read_nodes(api)
                     trouble = ""
-                except (ApiRefusal, aiohttp.ClientError, OSError, TimeoutError) as error:
+                except API_TROUBLES as error:
                     metrics.SOURCE_ERRORS.labels(source="announcement").inc()
                     if str(error) != trouble:
                         trouble = str(error)

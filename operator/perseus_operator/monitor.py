@@ -107,10 +107,10 @@ class Monitor:
             return Situation.UNPLANNED
         return Situation.STRAGGLING if job.wanted.pipelines else Situation.PLANNED
 
-    def resume(self, key: JobKey, plan: Plan, spec: PerseusJobSpec) -> WatchedJob:
-        """Watch a job whose plan was there before this operator."""
+    def resume(self, key: JobKey, plan: Plan, spec: PerseusJobSpec, age_seconds: float) -> WatchedJob:
+        """Watch a job whose plan, of some age, was there before this operator."""
         now = time.monotonic()
-        watch = JobWatch.resume(plan, spec.straggler, now)
+        watch = JobWatch.resume(plan, spec.straggler, now, age_seconds)
         report = self._reports.get(key)
         job = self._jobs[key] = WatchedJob(
             plan, spec, watch, watch.stragglers, Sight(None, now), report=report or JobReport(), missed=True

@@ -59,12 +59,19 @@ class JobWatch:
     left_seconds: float = 0.0
 
     @classmethod
-    def resume(cls, plan: Plan, policy: StragglerPolicy, now: float) -> JobWatch:
-        """Begin from the plan in force, as an operator that starts anew does: nothing jumps."""
+    def resume(cls, plan: Plan, policy: StragglerPolicy, now: float, age_seconds: float = 0.0) -> JobWatch:
+        """Begin from the plan in force, as an operator that starts anew does: nothing jumps.
+
+        Args:
+            plan: in force.
+            policy: of the job.
+            now: monotonic seconds.
+            age_seconds: of the plan, at least: nobody was made slower since.
+        """
         first = dict.fromkeys(range(len(plan.pipelines)), plan.first_iteration)
         watch = cls(valid_from=first, stragglers=stragglers_of(plan))
         watch.entered_seconds = watch.left_seconds = now
-        watch.stretch_after_seconds = now + policy.dwell_seconds
+        watch.stretch_after_seconds = now + max(0.0, policy.dwell_seconds - age_seconds)
         for index in watch.stragglers.pipelines:
             level = watch.stragglers.deadline_seconds / planned_seconds(plan, index)
             watch.evidence[index] = Evidence(slow=True, level=level, seen_seconds=now)

@@ -109,6 +109,18 @@ def test_an_operator_killed_in_the_middle_of_a_straggler_goes_on_without_a_jump(
     eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 15)
 
 
+def test_an_operator_that_starts_anew_answers_a_straggler_at_once_if_nobody_was_made_slower_lately(
+    bare: BareCluster, watching: OperatorProcess, begin: Begin, home: str
+) -> None:
+    dwell = 25
+    training = begin(dwellSeconds=dwell)
+    time.sleep(dwell)
+    watching.kill()
+    training.slowdowns = {1: 1.3}
+    watching.start()
+    eventually("the stretched plan", lambda: is_stretched(bare.plan(home, "train")), dwell - 5)
+
+
 def test_a_prometheus_that_restarts_is_not_noticed_and_one_that_stays_away_ends_the_plan(
     bare: BareCluster, watching: OperatorProcess, prometheus: PrometheusServer, begin: Begin, home: str
 ) -> None:

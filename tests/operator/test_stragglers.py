@@ -11,6 +11,7 @@ from perseus_api.job import StragglerPolicy
 from perseus_api.plan import Baseline, JobReference, Plan, Variant
 from perseus_operator.measurements import NOTICE_SECONDS, Measurement, PipelineVoice, first_iteration
 from perseus_operator.planning import FASTEST, STRETCHED, Stragglers
+from perseus_operator.steps.plan import age_seconds
 from perseus_operator.stragglers import JobWatch, assess, both, slows_somebody, training_restarted
 
 PLANNED, NOW = 2.8, 5_000.0
@@ -278,3 +279,19 @@ def test_an_operator_that_starts_anew_finds_out_where_it_was() -> None:
     watch = JobWatch.resume(found, POLICY, NOW)
     assert watch.stragglers == Stragglers((1,), 3.3)
     assert assess(watch, found, {}, POLICY, {}, NOW + 1) == watch.stragglers
+
+
+def test_an_operator_that_starts_anew_waits_no_longer_than_if_it_had_been_there() -> None:
+    held, announced = plan(), {1: 1.2}
+    assert not assess(JobWatch.resume(held, POLICY, NOW), held, {}, POLICY, announced, NOW + 1).pipelines
+    since = POLICY.dwell_seconds - 1
+    assert assess(JobWatch.resume(held, POLICY, NOW, since), held, {}, POLICY, announced, NOW + 1).pipelines == (1,)
+
+
+def test_the_age_of_a_plan_is_that_of_its_last_change() -> None:
+    first, last, now = "2026-11-29T10:00:00Z", "2026-11-29T10:00:30Z", 1795946440.0
+    fields = [{"manager": "perseus-operator", "time": first}, {"manager": "kubectl", "time": last}]
+    assert age_seconds({"metadata": {"managedFields": fields}}, now) == 10
+    assert age_seconds({"metadata": {"managedFields": fields}}, now - 60) == 0, "nodes' clocks differ"
+    for unknown in ([], None, [{"manager": "kubectl"}], [{"time": "yesterday"}]):
+        assert age_seconds({"metadata": {"managedFields": unknown}}, now) == 0

@@ -7,6 +7,7 @@ import binascii
 import logging
 import re
 import time
+from datetime import datetime
 
 from perseus_api import names
 from perseus_api.conditions import Condition, Reason
@@ -97,7 +98,8 @@ class PlanStep:
             before = None  # It measured, and nothing that it did is a plan to go on from.
         watched = self._monitor.find(visit.key)
         if before is not None and (watched is None or watched.plan != before):
-            watched = self._monitor.resume(visit.key, before, spec)
+            age = age_seconds(config_map or {}, time.time())
+            watched = self._monitor.resume(visit.key, before, spec, age)
         stragglers = watched.wanted if watched else Stragglers()
         restarted = watched is not None and watched.restarted
         generation = before.generation if before else last_generation(visit.job, config_map)
@@ -218,6 +220,16 @@ def last_generation(job: Document, config_map: Document | None) -> int:
     told = ((job.get("status") or {}).get("plan") or {}).get("generation", 0)
     kept = decoded_plan(config_map)
     return max(int(told), kept.generation if kept else 0)
+
+
+def age_seconds(document: Document, unix_seconds: float) -> float:
+    """Return for how long an object has been as it is, by the API server's clock; 0 if nobody says."""
+    times = [each.get("time") for each in document.get("metadata", {}).get("managedFields") or []]
+    try:
+        changed = max(datetime.fromisoformat(each).timestamp() for each in times)
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, unix_seconds - changed)
 
 
 def _export(key: JobKey, plan: Plan, stragglers: Stragglers) -> None:

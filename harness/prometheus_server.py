@@ -1,4 +1,4 @@
-"""Debian's Prometheus as a process of its own, with the chart's rules: to be stopped, started and locked."""
+"""A real Prometheus as a process of its own, with the chart's rules or without: to be stopped, started and locked."""
 
 from __future__ import annotations
 
@@ -10,23 +10,50 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Self
 
+from harness.controlplane import DIES_WITH_US
+from testbed.errors import TestbedError
+
+PROGRAM = Path("/usr/bin/prometheus")
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "charts" / "perseus-operator" / "rules" / "*.yaml"
 
 
 class PrometheusServer:
-    """A real Prometheus that scrapes one page."""
+    """A Prometheus that scrapes pages of loopback.
 
-    def __init__(self, folder: Path, port: int, target_port: int, scrape_seconds: float = 1.0) -> None:
+    Attributes:
+        folder: of its data and log.
+        port: where it listens.
+        scrape_seconds: between two scrapes, and two evaluations of rules.
+        rules: whether it has the chart's.
+        targets: labels by port of the page that gets them.
+        paths: of the pages, on each of these ports.
+        web_configuration: a file that asks for TLS and passwords.
+    """
+
+    def __init__(
+        self, folder: Path, port: int, target_port: int, scrape_seconds: float = 1.0, rules: bool = True
+    ) -> None:
         """Keep its data in a folder."""
-        self.folder, self.port, self.target_port = folder, port, target_port
+        self.folder, self.port = folder, port
         self.scrape_seconds = scrape_seconds
-        self.rules = True
+        self.rules = rules
+        self.targets: dict[int, dict[str, str]] = {target_port: {}}
         self.paths = ["/metrics"]
         self.web_configuration: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it answers."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self.stop()
 
     @property
     def url(self) -> str:
@@ -34,8 +61,14 @@ class PrometheusServer:
         return f"{'https' if self.web_configuration else 'http'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
-        interval = f"{int(self.scrape_seconds * 1000)}ms"
+        """Start it, and wait until it answers.
+
+        Raises:
+            TestbedError: it is not installed.
+        """
+        if not PROGRAM.exists():
+            raise TestbedError(f"{PROGRAM} is missing: run python -m testbed build")
+        interval = f"{round(self.scrape_seconds * 1000)}ms"
         configuration = {
             "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
             "rule_files": [str(RULES)] if self.rules else [],
@@ -44,7 +77,9 @@ class PrometheusServer:
                     "job_name": f"agents{path}",
                     "honor_labels": True,
                     "metrics_path": path,
-                    "static_configs": [{"targets": [f"127.0.0.1:{self.target_port}"]}],
+                    "static_configs": [
+                        {"targets": [f"127.0.0.1:{port}"], "labels": labels} for port, labels in self.targets.items()
+                    ],
                 }
                 for path in self.paths
             ],
@@ -52,7 +87,7 @@ class PrometheusServer:
         path = self.folder / "prometheus.json"
         path.write_text(json.dumps(configuration))
         command = [
-            "/usr/bin/prometheus", f"--config.file={path}", f"--storage.tsdb.path={self.folder / 'data'}",
+            *DIES_WITH_US, str(PROGRAM), f"--config.file={path}", f"--storage.tsdb.path={self.folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn",
         ]  # fmt: skip
         if self.web_configuration is not None:

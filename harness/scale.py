@@ -23,7 +23,7 @@ from harness.controlplane import ControlPlane, free_port, running
 from harness.fleet import fleet
 from harness.objects import core_path, frontier_data, frontier_of, job_path, perseus_job, profile_config_map
 from harness.operator import OperatorProcess
-from harness.prometheus import scraping
+from harness.prometheus_server import PrometheusServer
 from harness.training import JobKey, Training
 from testbed.execution import say, wait_until
 
@@ -64,13 +64,13 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
     with (
         running(folder, controllers=controllers, scheduler=True) as plane,
         Training(plane) as training,
-        scraping(folder, training.port, SCRAPE_SECONDS) as prometheus,
+        PrometheusServer(folder / "prometheus", free_port(), training.port, SCRAPE_SECONDS, rules=False) as prometheus,
         fleet(plane, size.nodes),
     ):
         say(f"{size.nodes} nodes are ready")
         log = folder / "operator.log"
         with OperatorProcess(
-            plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus
+            plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url
         ) as operator:
             return _Run(plane, training, operator, size).figures()
 

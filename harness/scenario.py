@@ -32,7 +32,7 @@ from harness.objects import (
     profile_config_map,
 )
 from harness.operator import OperatorProcess
-from harness.prometheus import scraping
+from harness.prometheus_server import PrometheusServer
 from harness.proxy import Proxy
 from harness.training import Training
 
@@ -99,13 +99,13 @@ def stage(folder: Path, older: bool = False, empty: bool = False, **variables: s
         running(folder, controllers=["garbage-collector-controller"], older=older, empty=empty) as plane,
         Proxy(plane.url, plane.certificate) as proxy,
         Training(plane) as training,
-        scraping(folder, training.port, SCRAPE_SECONDS) as prometheus,
+        PrometheusServer(folder / "prometheus", free_port(), training.port, SCRAPE_SECONDS, rules=False) as prometheus,
     ):
         kubeconfig = folder / "proxied"
         if not empty:
             plane.credentials(kubeconfig, url=proxy.url)
         operator = OperatorProcess(
-            kubeconfig, folder / "operator.log", free_port(), PERSEUS_PROMETHEUS_URL=prometheus, **variables
+            kubeconfig, folder / "operator.log", free_port(), PERSEUS_PROMETHEUS_URL=prometheus.url, **variables
         )
         try:
             yield Stage(plane, proxy, operator, training)

@@ -30,7 +30,7 @@ from harness.objects import (
     profile_config_map,
 )
 from harness.operator import OperatorProcess
-from harness.prometheus import scraping
+from harness.prometheus_server import PrometheusServer
 from harness.training import JobKey, Training
 
 NAMESPACE, JOBS = "detection", 5
@@ -47,7 +47,8 @@ def measure_detection(events: int = 20) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plane = stack.enter_context(running(folder))
         training = stack.enter_context(Training(plane))
-        url = stack.enter_context(scraping(folder, training.port, SCRAPE_SECONDS))
+        prometheus = PrometheusServer(folder / "prometheus", free_port(), training.port, SCRAPE_SECONDS, rules=False)
+        url = stack.enter_context(prometheus).url
         log = folder / "operator.log"
         stack.enter_context(OperatorProcess(plane.operator_kubeconfig, log, free_port(), PERSEUS_PROMETHEUS_URL=url))
         keys = [(NAMESPACE, f"job-{number}") for number in range(JOBS)]

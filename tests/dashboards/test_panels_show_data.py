@@ -30,13 +30,12 @@ from demo.pictures import draw_dashboard
 from harness.controlplane import SYSTEM, free_port, running
 from harness.objects import MICROBATCHES, PIPELINES, STAGES, frontier_data, perseus_job, profile_config_map
 from harness.operator import OperatorProcess
+from harness.prometheus_server import PrometheusServer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 from agent_process import PLAN_NAME, AgentProcess, Kubelet, uid
 
 pytestmark = pytest.mark.cluster
-ROOT = Path(__file__).resolve().parents[2]
-RULES = ROOT / "charts" / "perseus-operator" / "rules" / "*.yaml"
 NAMESPACE, JOB, RANKS = "research", "gpt", STAGES * PIPELINES
 PLANNED_SECONDS, STRAGGLER_SECONDS, RECOVERED_SECONDS = 30.0, 300.0, 20.0
 SLOWDOWN = 1.4
@@ -76,30 +75,13 @@ def serve_metrics(agent: AgentProcess, lock: threading.Lock) -> ThreadingHTTPSer
     return server
 
 
-def start_prometheus(folder: Path, agent_port: int, operator_port: int) -> tuple[subprocess.Popen[bytes], str]:
-    def target(port: int, **labels: str) -> dict[str, Any]:
-        return {"targets": [f"127.0.0.1:{port}"], "labels": labels}
-
-    pages = [
-        target(agent_port, namespace=SYSTEM, pod="perseus-agent-a", node="node-1"),
-        target(operator_port, namespace=SYSTEM, pod="perseus-operator-a"),
-    ]
-    configuration = {
-        "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"},
-        "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": "pods", "honor_labels": True, "static_configs": pages}],
+def watching(folder: Path, agent_port: int, operator_port: int) -> PrometheusServer:
+    server = PrometheusServer(folder / "prometheus", free_port(), agent_port, scrape_seconds=2.0)
+    server.targets = {
+        agent_port: {"namespace": SYSTEM, "pod": "perseus-agent-a", "node": "node-1"},
+        operator_port: {"namespace": SYSTEM, "pod": "perseus-operator-a"},
     }
-    (folder / "prometheus.json").write_text(json.dumps(configuration))
-    port = free_port()
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "/usr/bin/prometheus", f"--config.file={folder / 'prometheus.json'}",
-                f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    return process, f"http://127.0.0.1:{port}"
+    return server
 
 
 def start_trainers(node: SimulatedNode, agent: AgentProcess) -> list[subprocess.Popen[bytes]]:
@@ -145,11 +127,12 @@ def run(simulator_library: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     agent.start()
     page = serve_metrics(agent, lock)
     operator_port = free_port()
-    prometheus, url = start_prometheus(folder, page.server_port, operator_port)
+    prometheus = watching(folder, page.server_port, operator_port)
+    prometheus.start()
     trainers: list[subprocess.Popen[bytes]] = []
     with running(tmp_path_factory.mktemp("plane")) as plane:
         operator = OperatorProcess(
-            plane.operator_kubeconfig, folder / "operator.log", operator_port, PERSEUS_PROMETHEUS_URL=url
+            plane.operator_kubeconfig, folder / "operator.log", operator_port, PERSEUS_PROMETHEUS_URL=prometheus.url
         )
         operator.start()
 
@@ -208,7 +191,7 @@ def run(simulator_library: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             until("something is saved behind a straggler", saved_behind_a_straggler, STRAGGLER_SECONDS)
             node.gpus[RANKS - 1].clear()
             time.sleep(RECOVERED_SECONDS)
-            yield url, Window(begin, time.time(), NAMESPACE, JOB)
+            yield prometheus.url, Window(begin, time.time(), NAMESPACE, JOB)
         finally:
             stopped.set()
             for process in trainers:
@@ -218,8 +201,7 @@ def run(simulator_library: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             page.shutdown()
             page.server_close()
             agent.kill()
-            prometheus.kill()
-            prometheus.wait()
+            prometheus.stop()
             kubelet.stop()
             node.close()
 

@@ -7,11 +7,8 @@ series are Prometheus's.
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +21,7 @@ from perseus_operator.prometheus import Prometheus
 from perseus_operator.transport import Connection, PrometheusAddress
 
 from harness.controlplane import free_port
+from harness.prometheus_server import PrometheusServer
 from testbed.execution import wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,34 +91,9 @@ def agents() -> Iterator[Agents]:
 @pytest.fixture
 def prometheus_url(agents: Agents, tmp_path: Path) -> Iterator[str]:
     """A Prometheus of the test's own that scrapes the pages."""
-    port = free_port()
-    target = f"127.0.0.1:{agents.server.server_port}"
-    configuration = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
-        "scrape_configs": [{"job_name": "agents", "honor_labels": True, "static_configs": [{"targets": [target]}]}],
-    }
-    (tmp_path / "prometheus.json").write_text(json.dumps(configuration))
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "/usr/bin/prometheus", f"--config.file={tmp_path / 'prometheus.json'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-
-    def ready() -> bool:
-        try:
-            with urllib.request.urlopen(f"{url}/-/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    wait_until("Prometheus", ready, timeout_seconds=30)
-    yield url
-    process.kill()
-    process.wait()
+    port, page = free_port(), agents.server.server_port
+    with PrometheusServer(tmp_path / "prometheus", port, page, SCRAPE_SECONDS, rules=False) as prometheus:
+        yield prometheus.url
 
 
 async def test_a_job_killed_and_resumed_under_an_operator_killed_and_resumed_counts_once(

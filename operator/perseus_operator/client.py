@@ -287,21 +287,12 @@ class Api:
     ) -> Document:
         """Make a request; a server that is busy or in trouble for a moment is asked again, if asking twice is harmless.
 
-        Without this a visit of a dozen requests would hardly ever end while every third one is refused. And a server
-        that has just started and not yet read its roles forbids everything: that is its absence, not its verdict.
+        Without this a visit of a dozen requests would hardly ever end while every third one is refused.
         """
         for attempt in range(ATTEMPTS):
             pause = PAUSE_SECONDS * 2**attempt * (1 + random.random())  # noqa: S311 - spreads, hides nothing
             try:
-                try:
-                    return await self._exchange(method, path, query, body, content_type, accept)
-                except ApiRefusal as refusal:
-                    if refusal.status != 403:
-                        raise
-                    if not await self._knows_its_roles():
-                        raise ApiRefusal(_UNREADY, "NotReady", f"the server is not ready: {refusal}") from refusal
-                # The refusal may be of the time before: that of a server known to be ready counts.
-                return await self._exchange(method, path, query, body, content_type, accept)
+                return await self._judged_exchange(method, path, query, body, content_type, accept)
             except ApiRefusal as refusal:
                 harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
                 harmless = harmless and not refusal.is_final
@@ -314,6 +305,29 @@ class Api:
                     raise
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt ends in an answer or an error")
+
+    async def _judged_exchange(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]] | None,
+        body: Document | None,
+        content_type: str,
+        accept: str,
+    ) -> Document:
+        """Ask once, or again where nothing is yet decided.
+
+        A server that has just started and not yet read its roles forbids everything: its absence, not its verdict.
+        """
+        try:
+            return await self._exchange(method, path, query, body, content_type, accept)
+        except ApiRefusal as refusal:
+            if refusal.status != 403:
+                raise
+            if not await self._knows_its_roles():
+                raise ApiRefusal(_UNREADY, "NotReady", f"the server is not ready: {refusal}") from refusal
+        # Ready now, it may not have been so then.
+        return await self._exchange(method, path, query, body, content_type, accept)
 
     async def _knows_its_roles(self) -> bool:
         """Whether the server that refuses is ready, or has had the time to become so."""

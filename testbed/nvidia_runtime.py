@@ -34,6 +34,8 @@ os.execvp("runc", ["runc", *sys.argv[1:]])
 
 def write(path: Path) -> Path:
     """Write the program and return where it is."""
-    path.write_text(_PROGRAM.format(python=sys.executable, root=DRIVER_ROOT, library=LIBRARY))
+    # The cluster outlives the environment that starts it; what that was made from stays.
+    python = Path(sys.executable).resolve()
+    path.write_text(_PROGRAM.format(python=python, root=DRIVER_ROOT, library=LIBRARY))
     path.chmod(0o755)
     return path

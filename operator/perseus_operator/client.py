@@ -11,8 +11,9 @@ import json
 import random
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -289,10 +290,11 @@ class Api:
 
         Without this a visit of a dozen requests would hardly ever end while every third one is refused.
         """
+        ask = partial(self._exchange, method, path, query, body, content_type, accept)
         for attempt in range(ATTEMPTS):
             pause = PAUSE_SECONDS * 2**attempt * (1 + random.random())  # noqa: S311 - spreads, hides nothing
             try:
-                return await self._judged_exchange(method, path, query, body, content_type, accept)
+                return await self._judged(ask)
             except ApiRefusal as refusal:
                 harmless = refusal.status == 429 or (refusal.status in _IN_TROUBLE and method != "POST")
                 harmless = harmless and not refusal.is_final
@@ -306,28 +308,20 @@ class Api:
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt ends in an answer or an error")
 
-    async def _judged_exchange(
-        self,
-        method: str,
-        path: str,
-        query: list[tuple[str, str]] | None,
-        body: Document | None,
-        content_type: str,
-        accept: str,
-    ) -> Document:
+    async def _judged(self, ask: Callable[[], Awaitable[Document]]) -> Document:
         """Ask once, or again where nothing is yet decided.
 
         A server that has just started and not yet read its roles forbids everything: its absence, not its verdict.
         """
         try:
-            return await self._exchange(method, path, query, body, content_type, accept)
+            return await ask()
         except ApiRefusal as refusal:
             if refusal.status != 403:
                 raise
             if not await self._knows_its_roles():
                 raise ApiRefusal(_UNREADY, "NotReady", f"the server is not ready: {refusal}") from refusal
         # Ready now, it may not have been so then.
-        return await self._exchange(method, path, query, body, content_type, accept)
+        return await ask()
 
     async def _knows_its_roles(self) -> bool:
         """Whether the server that refuses is ready, or has had the time to become so."""

@@ -48,6 +48,14 @@ def begin(bare: BareCluster, page: MetricsPage, home: str) -> Begin:
     return started
 
 
+def begin_with_straggler(begin: Begin, **straggler: Any) -> Training:
+    """Let pipeline 1 straggle, and wait until the training runs the plan for that."""
+    training = begin(**straggler)
+    training.slowdowns = {1: 1.3}
+    eventually("the stretched plan", lambda: is_stretched(training.active), 20)
+    return training
+
+
 def reason(bare: BareCluster, namespace: str, job: str, condition: str) -> str:
     return bare.conditions(namespace, job).get(condition, {}).get("reason", "")
 
@@ -96,9 +104,7 @@ def test_long_gaps_between_normal_instructions_are_the_networks_or_the_inputs(
 def test_an_operator_killed_in_the_middle_of_a_straggler_goes_on_without_a_jump(
     bare: BareCluster, watching: OperatorProcess, begin: Begin, home: str
 ) -> None:
-    training = begin()
-    training.slowdowns = {1: 1.3}
-    eventually("the stretched plan", lambda: is_stretched(training.active), 20)
+    training = begin_with_straggler(begin)
     time.sleep(4)
     before = bare.plan(home, "train")
     watching.kill()
@@ -124,9 +130,7 @@ def test_an_operator_that_starts_anew_answers_a_straggler_at_once_if_nobody_was_
 def test_a_prometheus_that_restarts_is_not_noticed_and_one_that_stays_away_ends_the_plan(
     bare: BareCluster, watching: OperatorProcess, prometheus: PrometheusServer, begin: Begin, home: str
 ) -> None:
-    training = begin(holdSeconds=20)
-    training.slowdowns = {1: 1.3}
-    eventually("the stretched plan", lambda: is_stretched(training.active), 20)
+    begin_with_straggler(begin, holdSeconds=20)
     time.sleep(4)
     before, seen = bare.plan(home, "train"), bare.conditions(home, "train")["Observed"]
     prometheus.stop()
@@ -148,9 +152,7 @@ def test_a_prometheus_that_restarts_is_not_noticed_and_one_that_stays_away_ends_
 def test_a_plan_that_ends_because_nobody_tells_the_iteration_still_begins_at_one_iteration_for_all(
     bare: BareCluster, watching: OperatorProcess, begin: Begin, home: str
 ) -> None:
-    training = begin()
-    training.slowdowns = {1: 1.3}
-    eventually("the stretched plan", lambda: is_stretched(training.active), 20)
+    training = begin_with_straggler(begin)
     silent_since, training.silent_stages = training.iteration, {0}
     eventually("the plan without stragglers", lambda: not is_stretched(bare.plan(home, "train")), 30)
     iteration, plan = training.iteration, bare.plan(home, "train")

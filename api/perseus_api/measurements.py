@@ -115,7 +115,7 @@ class RankReport(_Document):
         longest_seconds: duration of the longest.
         order: that it runs, if that was asked for; None before a whole iteration.
         mismatch: how the trainer does something else than the plan; empty where it follows it.
-        not_held: by clock, how often the device was seen at another one than requested long after the request.
+        not_held: clocks that the device does not hold; how often it was seen at another one long after the request.
     """
 
     namespace: Name

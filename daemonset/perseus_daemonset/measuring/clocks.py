@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 # Beyond this a clock that is not held is no delay of the change any more.
 CHANGE_TIMEOUT_NANOSECONDS = 1_000_000_000
+# A clock that is missed for less of its time can be measured in the rest.
+NOT_HELD_SHARE = 0.1
 
 
 @dataclass(slots=True)
@@ -24,12 +26,14 @@ class HeldClocks:
     """The stretches of time in which one clock was held.
 
     Attributes:
-        not_held: by clock, looks that saw another one long after the request.
+        looked_nanoseconds: begin of the last look.
     """
 
     def __init__(self) -> None:
         """Begin without a request."""
-        self.not_held: dict[int, int] = {}
+        self._missed: dict[int, int] = {}  # looks that saw another clock than this, long after the request
+        self._missed_nanoseconds: dict[int, int] = {}
+        self._held_nanoseconds: dict[int, int] = {}
         self._requested: int | None = None
         self._requested_at = 0
         self._open = False
@@ -41,23 +45,50 @@ class HeldClocks:
         """Whether the device has not been seen at the clock that is requested."""
         return self._requested is not None and not self._open
 
+    @property
+    def not_held(self) -> dict[int, int]:
+        """By clock, looks that saw another one long after the request; of clocks that the device does not hold alone.
+
+        A second in which heat or power held the device down is none: what counts is the clock's share of its time.
+        """
+        return {
+            clock: looks
+            for clock, looks in self._missed.items()
+            if (missed := self._missed_nanoseconds[clock])
+            > NOT_HELD_SHARE * (missed + self._held_nanoseconds.get(clock, 0))
+        }
+
     def request(self, begin_nanoseconds: int, megahertz: int | None) -> None:
         """A clock was requested (None: given back) by a call that began at a moment."""
         self._requested = megahertz
         self._requested_at = begin_nanoseconds
         self._open = False
 
-    def look(self, begin_nanoseconds: int, end_nanoseconds: int, megahertz: int, undisturbed: bool) -> None:
-        """The device was asked between two moments; it reported a clock, and whether nothing slows it otherwise."""
-        self.looked_nanoseconds = max(self.looked_nanoseconds, begin_nanoseconds)
+    def look(
+        self, begin_nanoseconds: int, end_nanoseconds: int, megahertz: int, undisturbed: bool, idle: bool = False
+    ) -> None:
+        """The device was asked between two moments.
+
+        Args:
+            begin_nanoseconds: of the question.
+            end_nanoseconds: of the answer.
+            megahertz: the clock that it reported.
+            undisturbed: whether nothing else slows it.
+            idle: whether it has nothing to do, and may rest at a clock of its own.
+        """
+        before, self.looked_nanoseconds = self.looked_nanoseconds, max(self.looked_nanoseconds, begin_nanoseconds)
         requested = self._requested
         if requested is None or begin_nanoseconds < self._requested_at:
             return
         if megahertz != requested or not undisturbed:
             self._open = False
-            if begin_nanoseconds - self._requested_at > CHANGE_TIMEOUT_NANOSECONDS:
-                self.not_held[requested] = self.not_held.get(requested, 0) + 1
+            overdue = begin_nanoseconds - max(self._requested_at + CHANGE_TIMEOUT_NANOSECONDS, before)
+            if overdue > 0 and not idle:
+                self._missed[requested] = self._missed.get(requested, 0) + 1
+                self._missed_nanoseconds[requested] = self._missed_nanoseconds.get(requested, 0) + overdue
             return
+        since = begin_nanoseconds - max(self._requested_at, before)
+        self._held_nanoseconds[requested] = self._held_nanoseconds.get(requested, 0) + since
         if self._open:
             self._stretches[-1].end = begin_nanoseconds
         else:

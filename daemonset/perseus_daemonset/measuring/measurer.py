@@ -112,10 +112,10 @@ class Measurer:
         with self._mutex:
             self._iteration_begin = None
 
-    def look(self, begin: int, end: int, megahertz: int, celsius: float, undisturbed: bool) -> None:
-        """The device was asked between two moments (nanoseconds)."""
+    def look(self, begin: int, end: int, megahertz: int, celsius: float, undisturbed: bool, idle: bool = False) -> None:
+        """The device was asked between two moments (nanoseconds); see `HeldClocks.look`."""
         with self._mutex:
-            self._held.look(begin, end, megahertz, undisturbed)
+            self._held.look(begin, end, megahertz, undisturbed, idle)
             self._steadiness.look(celsius)
             self._advance()
 
@@ -169,7 +169,7 @@ class Measurer:
 
     @property
     def not_held(self) -> dict[int, int]:
-        """Looks at the device that saw another clock than requested, long after the request, by that clock."""
+        """By clock, looks at the device that saw another one; of clocks that it does not hold alone."""
         with self._mutex:
             return dict(self._held.not_held)
 

@@ -62,7 +62,8 @@ class Sampler:
 
     def _read(self, lease: Lease) -> int:
         """Read what is due of one GPU; return when the next read is."""
-        gpu, measurer = lease.controller.gpu, lease.measurer
+        controller, measurer = lease.controller, lease.measurer
+        gpu = controller.gpu
         finder = self._finders.setdefault(gpu.uuid, RefreshFinder())
         next_look = self._next_look.setdefault(gpu.uuid, 0)
         if measurer is None:
@@ -75,12 +76,20 @@ class Sampler:
                 if found is not None:
                     measurer.refresh(found)
             if now >= next_look:
+                # While a call is under way the device may be at the new clock though only the old one is told of.
+                request, is_known = controller.request, not controller.is_calling
                 begin = time.monotonic_ns()
                 reading = gpu.read()
                 end = time.monotonic_ns()
-                undisturbed = not _DISTURBANCES.intersection(reading.event_reasons)
-                measurer.look(begin, end, reading.clock_megahertz, reading.temperature_celsius, undisturbed)
-                next_look = begin + LOOK_NANOSECONDS
+                if is_known and not controller.is_calling and controller.request == request:
+                    reasons = reading.event_reasons
+                    measurer.look(
+                        begin, end, reading.clock_megahertz, reading.temperature_celsius,
+                        undisturbed=not _DISTURBANCES.intersection(reasons), idle="gpu_idle" in reasons,
+                    )  # fmt: skip
+                    next_look = begin + LOOK_NANOSECONDS
+                else:
+                    next_look = begin + CONFIRM_NANOSECONDS
         except HardwareError as error:
             logger.warning("%s; it is not measured for a second", error)
             finder.next_read_nanoseconds = next_look = time.monotonic_ns() + PAUSE_AFTER_ERROR_NANOSECONDS

@@ -41,7 +41,7 @@ class ClockController:
         problem: why the clock is not set though it is wished: an error's code, ``interference``, or nothing.
         request: number of the newest call that set or reset the clock.
         since: monotonic time of that call.
-        on_call: told when each call began (nanoseconds), and which clock it asked for.
+        on_call: told after each call when it began (nanoseconds), and which clock is requested now (None: given back).
         latency: from a boundary's receipt to the end of its call.
     """
 
@@ -132,8 +132,7 @@ class ClockController:
                 if self._set(wish):
                     if received_nanoseconds is not None:
                         self.latency.observe(time.monotonic_ns() - received_nanoseconds)
-                    if self.on_call is not None:
-                        self.on_call(begin, self.requested_megahertz)
+                    self._tell(begin)
             finally:
                 self._hand.release()
 
@@ -141,7 +140,9 @@ class ClockController:
         """Try a reset again that failed."""
         with self._hand:
             if self._owes_unlock:
+                begin = time.monotonic_ns()
                 self._unlock()
+                self._tell(begin)
         self.work()
 
     def yield_to_others(self, *, ours_is_gone: bool) -> None:
@@ -179,6 +180,10 @@ class ClockController:
         if now >= self._quiet_until.get(code, 0.0):
             self._quiet_until[code] = now + LOG_SECONDS
             logger.error("%s", error)
+
+    def _tell(self, begin_nanoseconds: int) -> None:
+        if self.on_call is not None:
+            self.on_call(begin_nanoseconds, self.requested_megahertz)
 
     def _leave(self, megahertz: int | None) -> None:
         self._wish, self._pending = megahertz, True

@@ -199,6 +199,18 @@ def test_a_wish_that_came_while_a_debt_was_paid_is_carried_out() -> None:
     assert hand.gpu.calls == [810, None, 1005]
 
 
+def test_whoever_follows_the_clock_is_told_of_a_debt_that_was_paid() -> None:
+    hand = Hand()
+    told: list[int | None] = []
+    hand.controller.on_call = lambda _, megahertz: told.append(megahertz)
+    hand.want(810)
+    hand.gpu.refuses = "unknown"
+    hand.want(None)
+    hand.gpu.refuses = ""
+    hand.controller.pay()
+    assert told == [810, 810, None], "a clock whose reset failed is still the one that was asked for"
+
+
 def test_what_somebody_else_set_is_left_alone_for_a_while() -> None:
     hand = Hand()
     hand.want(810)

@@ -108,9 +108,8 @@ def test_while_a_call_is_under_way_only_the_newest_wish_is_kept_and_nobody_waits
     first.start()
     while not hand.gpu.at_once:
         time.sleep(0.001)
-    begin = time.monotonic()
     assert not any(hand.want(clock) for clock in (825, 840, 855))
-    assert time.monotonic() - begin < 1
+    assert hand.gpu.at_once, "the call is still under way"
     hand.gpu.gate.set()
     first.join()
     assert hand.gpu.calls == [810, 855]

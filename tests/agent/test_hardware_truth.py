@@ -19,6 +19,7 @@ from perseus_simulator.node import KernelClient, SimulatedNode
 from test_metrics import series, value
 
 LONG = 30.0
+SLOW = 8.0  # of a device that takes its time for each call
 
 
 @pytest.fixture
@@ -168,17 +169,17 @@ def test_a_slow_device_delays_no_other_gpu_no_plan_and_no_page(
     neighbour = Trainer(agent.path).served(node.gpus[1].uuid, stage=1)
     trainer.begin(1)
     eventually(lambda: node.gpus[0].locked_range() == (810, 810), "both are locked")
-    node.gpus[0].inject(call_latency_seconds=4.0)
+    node.gpus[0].inject(call_latency_seconds=SLOW)
     trainer.run(1, "F")
     begin = time.monotonic()
     neighbour.begin(1)
-    eventually(lambda: node.gpus[1].locked_range() == (810, 810), "the neighbour is locked", 2.0)
+    eventually(lambda: node.gpus[1].locked_range() == (810, 810), "the neighbour is locked", SLOW)
     agent.counters()
     agent.ask(do="withdraw", name=PLAN_NAME)
-    eventually(lambda: node.gpus[1].locked_range() is None, "the neighbour's plan is withdrawn", 2.0)
-    assert time.monotonic() - begin < 4.0
+    eventually(lambda: node.gpus[1].locked_range() is None, "the neighbour's plan is withdrawn", SLOW)
+    assert time.monotonic() - begin < SLOW
     node.gpus[0].clear()
-    eventually(lambda: node.gpus[0].locked_range() is None, "the slow one follows", 4 * 4.0)
+    eventually(lambda: node.gpus[0].locked_range() is None, "the slow one follows", 4 * SLOW)
     neighbour.close()
 
 

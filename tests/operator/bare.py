@@ -149,7 +149,7 @@ def example_frontier() -> Frontier:
     return frontier_of()
 
 
-def eventually(what: str, condition: Callable[[], object], timeout_seconds: float = 30.0) -> None:
+def eventually(what: str, condition: Callable[[], object], timeout_seconds: float = 60.0) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

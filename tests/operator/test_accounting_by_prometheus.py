@@ -76,7 +76,7 @@ class Agents:
     def scraped(self) -> None:
         """Wait until what the page says now is in Prometheus: two more scrapes have begun."""
         seen = self.scrapes
-        wait_until("two scrapes", lambda: self.scrapes >= seen + 2, timeout_seconds=20, period_seconds=0.05)
+        wait_until("two scrapes", lambda: self.scrapes >= seen + 2, timeout_seconds=60, period_seconds=0.05)
 
 
 @pytest.fixture

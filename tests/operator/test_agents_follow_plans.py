@@ -63,7 +63,7 @@ def agent(bare: BareCluster, home: str, tmp_path: Path, monkeypatch: pytest.Monk
     made = Agent(bare, node_of(home), tmp_path, monkeypatch)
     yield made
     made.watch.stop()
-    eventually("no thread is left", lambda: not watches(), timeout_seconds=10)
+    eventually("no thread is left", lambda: not watches(), timeout_seconds=60)
 
 
 def write_plan(bare: BareCluster, namespace: str, job: str, generation: int = 1) -> None:
@@ -156,7 +156,7 @@ def test_a_plan_is_followed_from_its_jobs_first_pod_on_the_node_to_the_last(
     eventually("the next plan", lambda: agent.generation(home, "mine") == 2)
     end_pod(bare, home, "mine-1")
     eventually("nobody needs it", lambda: agent.generation(home, "mine") == 0)
-    eventually("its thread has ended", lambda: not watches(), timeout_seconds=10)
+    eventually("its thread has ended", lambda: not watches(), timeout_seconds=60)
     assert agent.changed == [(home, "mine")] * 3
     start_pod(bare, home, "mine-2", "mine")
     eventually("it is back", lambda: agent.generation(home, "mine") == 2)

@@ -51,7 +51,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
         assert "chunks" not in stored["spec"]["parallelism"]
         plane.kubectl("apply", "-f", str(ROOT / "crds"))
         wait_until(
-            "the new fields", lambda: "chunks" in job_of(plane)["spec"]["parallelism"], timeout_seconds=20
+            "the new fields", lambda: "chunks" in job_of(plane)["spec"]["parallelism"], timeout_seconds=60
         )  # fmt: skip
         yield plane
 

@@ -119,7 +119,7 @@ def test_a_profile_is_found_again_only_in_the_same_circumstances(
     assert len(listed) == 1
     bare.apply(home, unprofiled("second", MODEL))
     agents("second").train()
-    eventually("it is found", lambda: own_profile(bare, home, "second"), 30)
+    eventually("it is found", lambda: own_profile(bare, home, "second"))
     second = (bare.find("perseusjob", home, "second") or {})["status"]
     eventually("it says so", lambda: "from the cache" in bare.conditions(home, "second")["ProfileValid"]["message"])
     assert "plan" not in second, "nothing was measured"

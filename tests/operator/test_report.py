@@ -109,7 +109,7 @@ def test_books_outlive_the_operator_and_the_report_comes_once(
     exact = json.loads((bare.find("configmap", home, "train-report") or {})["data"]["report.json"])
     assert exact["complete"] is True
     assert exact["energyJoules"] == total * RANKS * JOULES
-    eventually("the event", lambda: events(bare, home), 10)
+    eventually("the event", lambda: events(bare, home))
     watching.kill()
     watching.start()
     time.sleep(8)

@@ -157,7 +157,7 @@ def test_the_right_that_no_request_shows_is_asked_for_by_an_admission_plugin(
     assert answer() == 0
     try:
         rights.install(lived.client, [_without_finalizers(each) for each in chart if "rules" in each])
-        wait_until("it is refused without that right", lambda: answer() == 403, timeout_seconds=10)
+        wait_until("it is refused without that right", lambda: answer() == 403, timeout_seconds=60)
     finally:
         rights.install(lived.client, chart)
 

@@ -159,7 +159,7 @@ def test_a_job_is_served_and_let_go_by_namespace(bare: BareCluster, confined: Op
     assert "finalizers" not in found["metadata"], "rights in a namespace may be gone before its jobs"
     plan = core_path("configmaps", SYSTEM, names.plan_config_map_name(home, "train"))
     bare.plane.client.delete(plan)
-    eventually("the plan comes back", lambda: bare.plan(home, "train"), timeout_seconds=10)
+    eventually("the plan comes back", lambda: bare.plan(home, "train"))
     bare.plane.client.delete(job_path(home, "train"))
-    eventually("the plan is withdrawn", lambda: bare.plan(home, "train") is None, timeout_seconds=10)
+    eventually("the plan is withdrawn", lambda: bare.plan(home, "train") is None)
     assert "namespace nowhere is left out" in confined.log.read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from perseus_api.messages import MAXIMUM_MESSAGE_BYTES, Boundary, Hello, Verdict, Welcome
 
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 60.0
 AgentStarter = Callable[[], "subprocess.Popen[str]"]
 
 AGENT_PROGRAM = """

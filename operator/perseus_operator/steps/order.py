@@ -45,11 +45,13 @@ class OrderStep:
         self._agents = agents
         self._again_seconds = again_seconds
         self._asked: dict[JobKey, float] = {}
+        self._strayed: set[JobKey] = set()  # whose ranks ran another order when they were last seen
         self._known: Memory[tuple[str, str], Recorded] = Memory(MAXIMUM_STEPS)
 
     def forget(self, key: JobKey) -> None:
         """Forget a job that is gone."""
         self._asked.pop(key, None)
+        self._strayed.discard(key)
 
     async def bring_about(
         self, visit: Visit, builder: Builder, spec: PerseusJobSpec, pods: list[Document], condition: Condition
@@ -69,8 +71,11 @@ class OrderStep:
         name = names.orders_config_map_name(builder.name)
         config_map = await self._api.get(CONFIG_MAP, builder.namespace, name)
         kept = builder.recorded = await self._decoded(config_map, builder.uid, spec.parallelism.tensor_parallel)
+        if not pods:
+            self._strayed.discard(visit.key)
         last = self._asked.get(visit.key, float("-inf"))
         if kept is not None and (not pods or time.monotonic() < last + ASK_SECONDS):
+            self._remark(visit, builder)
             return True
         self._asked[visit.key] = time.monotonic()
         found: PipelineOrders | Unrecorded = Unrecorded(
@@ -83,15 +88,14 @@ class OrderStep:
             if kept is None:
                 visit.story.say(condition, False, found.reason, found.message)
                 visit.settled, visit.measuring = False, bool(pods)
+            self._remark(visit, builder)
             return kept is not None
+        self._strayed.discard(visit.key)
         if kept is not None and found == kept.orders:
             return True
         if kept is not None and _age_seconds(config_map) < self._again_seconds:
-            builder.order_remark = (
-                f"; the ranks run another order by now, which is planned {self._again_seconds:.0f} s after this one at "
-                "the earliest"
-            )
-            visit.settled = False
+            self._strayed.add(visit.key)
+            self._remark(visit, builder)
             return True
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         encoded = base64.b64encode(found.encode()).decode()
@@ -100,6 +104,15 @@ class OrderStep:
         digest = builder.recorded.digest
         logger.info("%s/%s: the order %s is recorded%s", *visit.key, digest, ", anew" if kept else "")
         return True
+
+    def _remark(self, visit: Visit, builder: Builder) -> None:
+        """Say on every visit, not only when it is seen, that the ranks run another order than the plan's."""
+        if visit.key in self._strayed:
+            builder.order_remark = (
+                f"; the ranks run another order by now, which is planned {self._again_seconds:.0f} s after this one at "
+                "the earliest"
+            )
+            visit.settled = False
 
     async def _decoded(self, config_map: Document | None, uid: str, tensor_parallel: int) -> Recorded | None:
         """Return the orders in a ConfigMap of this very job; None if there is none, or it is damaged."""

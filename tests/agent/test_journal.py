@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from agent_process import RELEASE_SECONDS, AgentProcess, Kubelet, Trainer, eventually, make_plan, waits_for_lock
+from perseus_api.messages import Verdict
 from perseus_daemonset import files
 from perseus_daemonset.journal import Journal, kill_holder
 from perseus_simulator.node import SimulatedNode
@@ -131,7 +132,8 @@ def test_a_lock_that_cannot_be_given_back_at_the_start_is_owed_and_nobody_is_ser
     node.gpus[0].clear()
     eventually(lambda: node.gpus[0].locked_range() is None, "it is unlocked as soon as it lets itself", RELEASE_SECONDS)
     eventually(lambda: agent.journalled == [], "and struck out")
-    Trainer(agent.path).served(node.gpus[0].uuid)
+    # The entry goes before the agent's memory of it.
+    eventually(lambda: Trainer(agent.path).hello(node.gpus[0].uuid).verdict is Verdict.SERVED, "it is served again")
 
 
 def test_a_start_does_not_wait_for_a_gpu_that_hangs(agent: AgentProcess, trainer: Trainer, node: SimulatedNode) -> None:

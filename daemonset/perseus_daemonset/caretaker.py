@@ -128,13 +128,14 @@ class Caretaker:
     def _judge(self, now: float) -> None:
         """Read under load; it counts only if clock and work were the same before and after, and no call under way."""
         controller, tenant = self.controller, self.tenant
-        if tenant is None or controller.is_calling:
+        request = controller.settled_request
+        if tenant is None or request is None:
             return
-        request, requested, work = controller.request, controller.requested_megahertz, tenant.running()
+        requested, work = controller.requested_megahertz, tenant.running()
         self._tried_seconds = now
         reading = self._read()
         same = self.tenant is tenant and tenant.running() is work
-        same = same and not controller.is_calling and controller.request == request
+        same = same and controller.settled_request == request
         if requested is None or work is None or not same or "gpu_idle" in reading.event_reasons:
             return
         seconds = min(now - self._judged_seconds, 2 * READ_SECONDS)

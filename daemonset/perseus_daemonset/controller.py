@@ -80,9 +80,12 @@ class ClockController:
         return self._journalled or self._pending
 
     @property
-    def is_calling(self) -> bool:
-        """Whether a call is under way: what the device does then is neither the old request nor surely the new one."""
-        return self._hand.locked()
+    def settled_request(self) -> int | None:
+        """Number of the newest request, None while a call is under way: the device then does neither it nor the next.
+
+        A look at the device tells of a request whose number was this before the look and still is after it.
+        """
+        return None if self._hand.locked() else self.request
 
     @property
     def owes_unlock(self) -> bool:

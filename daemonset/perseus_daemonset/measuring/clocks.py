@@ -22,6 +22,15 @@ class _Stretch:
     megahertz: int
 
 
+@dataclass(slots=True)
+class _Clock:
+    """How one clock was held while it was requested: looks that missed it long after the request, and nanoseconds."""
+
+    looks_missed: int = 0
+    missed: int = 0
+    held: int = 0
+
+
 class HeldClocks:
     """The stretches of time in which one clock was held.
 
@@ -31,9 +40,7 @@ class HeldClocks:
 
     def __init__(self) -> None:
         """Begin without a request."""
-        self._missed: dict[int, int] = {}  # looks that saw another clock than this, long after the request
-        self._missed_nanoseconds: dict[int, int] = {}
-        self._held_nanoseconds: dict[int, int] = {}
+        self._clocks: dict[int, _Clock] = {}
         self._requested: int | None = None
         self._requested_at = 0
         self._open = False
@@ -52,10 +59,9 @@ class HeldClocks:
         A second in which heat or power held the device down is none: what counts is the clock's share of its time.
         """
         return {
-            clock: looks
-            for clock, looks in self._missed.items()
-            if (missed := self._missed_nanoseconds[clock])
-            > NOT_HELD_SHARE * (missed + self._held_nanoseconds.get(clock, 0))
+            megahertz: clock.looks_missed
+            for megahertz, clock in self._clocks.items()
+            if clock.missed > NOT_HELD_SHARE * (clock.missed + clock.held)
         }
 
     def request(self, begin_nanoseconds: int, megahertz: int | None) -> None:
@@ -80,15 +86,15 @@ class HeldClocks:
         requested = self._requested
         if requested is None or begin_nanoseconds < self._requested_at:
             return
+        clock = self._clocks.setdefault(requested, _Clock())
         if megahertz != requested or not undisturbed:
             self._open = False
             overdue = begin_nanoseconds - max(self._requested_at + CHANGE_TIMEOUT_NANOSECONDS, before)
             if overdue > 0 and not idle:
-                self._missed[requested] = self._missed.get(requested, 0) + 1
-                self._missed_nanoseconds[requested] = self._missed_nanoseconds.get(requested, 0) + overdue
+                clock.looks_missed += 1
+                clock.missed += overdue
             return
-        since = begin_nanoseconds - max(self._requested_at, before)
-        self._held_nanoseconds[requested] = self._held_nanoseconds.get(requested, 0) + since
+        clock.held += begin_nanoseconds - max(self._requested_at, before)
         if self._open:
             self._stretches[-1].end = begin_nanoseconds
         else:

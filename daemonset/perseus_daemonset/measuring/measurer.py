@@ -171,7 +171,7 @@ class Measurer:
     def not_held(self) -> dict[int, int]:
         """By clock, looks at the device that saw another one; of clocks that it does not hold alone."""
         with self._mutex:
-            return dict(self._held.not_held)
+            return self._held.not_held
 
     def _begin_iteration(self, now: int, work: Work) -> None:
         if self._iteration_begin is not None and self._work:

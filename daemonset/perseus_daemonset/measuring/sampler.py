@@ -77,11 +77,11 @@ class Sampler:
                     measurer.refresh(found)
             if now >= next_look:
                 # While a call is under way the device may be at the new clock though only the old one is told of.
-                request, is_known = controller.request, not controller.is_calling
+                request = controller.settled_request
                 begin = time.monotonic_ns()
                 reading = gpu.read()
                 end = time.monotonic_ns()
-                if is_known and not controller.is_calling and controller.request == request:
+                if request is not None and controller.settled_request == request:
                     reasons = reading.event_reasons
                     measurer.look(
                         begin, end, reading.clock_megahertz, reading.temperature_celsius,
